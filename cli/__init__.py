@@ -1,0 +1,1 @@
+"""The command line: argument parsing and composition, the only place that builds objects."""

@@ -1,0 +1,1 @@
+"""OpenAI HTTP in front of any text backend: JSON in, GenerateRequest out, deltas back as SSE."""

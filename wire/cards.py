@@ -1,0 +1,36 @@
+"""What a worker says about itself and its model in discovery."""
+
+import msgspec
+
+INSTANCE_KIND = "instances"
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A served model. `path` is the HF folder with tokenizer.json, config and chat template.
+
+    `context_length` is in tokens (prompt plus answer), `block_size` in tokens per KV block,
+    `created` in seconds since the Unix epoch. `eos_token_ids` end a choice unless ignored.
+    """
+
+    name: str
+    path: str
+    context_length: int
+    vocab_size: int
+    block_size: int
+    aliases: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    created: int = 0
+    checksum: str = ""
+    default_sampling: dict[str, float | int] = {}
+
+
+class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker process. `address` is host:port of its gRPC service; `kv_blocks` its capacity."""
+
+    instance_id: str
+    address: str
+    card: ModelCard
+    engine: str
+    kv_blocks: int = 0
+    data_parallel_size: int = 1
+    status_url: str = ""

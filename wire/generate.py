@@ -1,0 +1,105 @@
+"""The text side: a checked request and the deltas that answer it, before and after any transport."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from wire.cards import ModelCard
+from wire.sampling import Sampling
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation as a client asked for it; exactly one of the three prompts is set.
+
+    `messages` is an OpenAI messages list, rendered with the model's chat template.
+    `echo` puts the prompt's text in front of each choice's text. `timeout_s` is the client's own
+    limit for the whole request, in seconds; `deadline_s` is that limit or the rpc's as
+    `time.monotonic` seconds. `stream` false says that nobody looks at it before its end.
+    """
+
+    request_id: str
+    model: str
+    sampling: Sampling
+    prompt: str | None = None
+    prompt_token_ids: Sequence[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    chat_template_kwargs: dict[str, Any] = {}
+    stream: bool = True
+    echo: bool = False
+    lora_name: str | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+    session_id: str | None = None
+    timeout_s: float | None = None
+    deadline_s: float | None = None
+
+
+class TokenText(msgspec.Struct, frozen=True, kw_only=True):
+    """A token as text, with its log probability and those of the likeliest others."""
+
+    token_id: int
+    token: str
+    logprob: float
+    rank: int | None = None
+    top: tuple["TokenText", ...] = ()
+
+
+class ChoiceDelta(msgspec.Struct, kw_only=True):
+    """What is new in one choice. `finish_reason` stands on its last delta only.
+
+    `token_ids` are all new ids as the engine gave them; `text` may lag behind them (partial
+    characters, a possible stop string) and catches up at the latest with the last delta.
+    """
+
+    index: int = 0
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[TokenText] | None = None
+    cumulative_logprob: float | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of a whole request; `cached_tokens` are prompt tokens found in the KV cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class GenerateDelta(msgspec.Struct, kw_only=True):
+    """What is new since the last delta, at most one entry per choice. The last one has `usage`."""
+
+    choices: list[ChoiceDelta]
+    prompt_tokens: int = 0
+    usage: Usage | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the request is over."""
+        return self.usage is not None
+
+
+class Backend(Protocol):
+    """What the HTTP gateway stands on: this process's data plane, or a KServe client of another.
+
+    `generate` raises a ServingError before the first delta or between two; otherwise it yields
+    deltas and ends after the one with `usage`. Closing the iterator cancels the request. A slow
+    consumer gets fewer, larger deltas; nothing is dropped.
+    """
+
+    async def models(self) -> list[ModelCard]:
+        """The models that can be asked for, ready or not."""
+        ...
+
+    async def is_ready(self, model: str | None = None) -> bool:
+        """Whether `model`, or without a name every known model and at least one, has a worker."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+        """Run one request."""
+        ...
