@@ -1,0 +1,150 @@
+"""The workers there are: follows discovery, keeps a link to each, knows which models are ready."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+
+from router.policies import POLICIES
+from router.router import Router, WorkerJoined, WorkerLeft
+from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
+from runtime.errors import ModelNotFound, ServingError
+from runtime.grpc_client import RpcChannel
+from server.config import FrontDoorConfig
+from server.text.codec import TextCodec
+from server.worker_link import WorkerLink
+from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
+from wire.pool import rpc_types
+
+log = logging.getLogger(__name__)
+
+
+class ServedModel:
+    """A model that has, or had, workers: its card, text side, router and connected links."""
+
+    def __init__(self, card: ModelCard, codec: TextCodec, router: Router) -> None:
+        self.card = card
+        self.codec = codec
+        self.router = router
+        self.links: dict[str, WorkerLink] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker can take a request now."""
+        return bool(self.links)
+
+
+class Fleet:
+    """All models and workers of this front door. `on_ready_change` gets the overall readiness."""
+
+    def __init__(self, config: FrontDoorConfig, discovery: Discovery) -> None:
+        self.on_ready_change: Callable[[bool], None] | None = None
+        self._config = config
+        self._discovery = discovery
+        self._models: dict[str, ServedModel] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._instances: dict[str, WorkerInstance] = {}
+        self._was_ready = False
+        self._synced = asyncio.Event()
+
+    def models(self) -> list[ServedModel]:
+        """Every known model, in the order they appeared."""
+        return list(self._models.values())
+
+    def model(self, name: str) -> ServedModel:
+        """The model called `name` (or one of its aliases); raises ModelNotFound."""
+        model = self._models.get(name) or next(
+            (m for m in self._models.values() if name in m.card.aliases), None
+        )
+        if model is None:
+            raise ModelNotFound(f"model {name!r} is not served here", param="model")
+        return model
+
+    def is_ready(self) -> bool:
+        """Whether there is a model and each known model has a worker."""
+        return bool(self._models) and all(model.ready for model in self._models.values())
+
+    async def wait_synced(self) -> None:
+        """Wait until the first snapshot of discovery has been read."""
+        await self._synced.wait()
+
+    async def run(self) -> None:
+        """Follow discovery until cancelled."""
+        async with asyncio.TaskGroup() as group, aclosing(
+            self._discovery.watch(INSTANCE_KIND)
+        ) as changes:
+            async for change in changes:
+                match change:
+                    case Snapshot(records=records):
+                        await self._replace(group, records)
+                        self._synced.set()
+                    case Put(record=record):
+                        await self._put(group, record)
+                    case Delete(id=instance_id):
+                        self._drop(instance_id)
+
+    async def _replace(self, group: asyncio.TaskGroup, records: tuple[Record, ...]) -> None:
+        for gone in self._instances.keys() - {record.id for record in records}:
+            self._drop(gone)
+        for record in records:
+            await self._put(group, record)
+
+    async def _put(self, group: asyncio.TaskGroup, record: Record) -> None:
+        try:
+            instance = msgspec.json.decode(record.value, type=WorkerInstance)
+        except msgspec.DecodeError as error:
+            log.warning("ignoring worker record %s: %s", record.id, error)
+            return
+        if self._instances.get(record.id) == instance:
+            return
+        self._drop(record.id)
+        try:
+            await self._load_model(instance.card)
+        except ServingError as error:
+            log.error("cannot serve %s of worker %s: %s", instance.card.name, record.id, error)  # noqa: TRY400
+            return
+        link = WorkerLink(
+            instance,
+            RpcChannel(instance.address, rpc_types=rpc_types),
+            retry_max_s=self._config.connect_retry_max_s,
+            on_change=self._link_changed,
+        )
+        self._instances[record.id] = instance
+        self._tasks[record.id] = group.create_task(link.run(), name=f"link {record.id}")
+        log.info("worker %s serves %s at %s", record.id, instance.card.name, instance.address)
+
+    def _drop(self, instance_id: str) -> None:
+        if self._instances.pop(instance_id, None) is not None:
+            log.info("worker %s is gone", instance_id)
+            self._tasks.pop(instance_id).cancel()
+
+    async def _load_model(self, card: ModelCard) -> None:
+        known = self._models.get(card.name)
+        if known is not None and known.card.checksum == card.checksum:
+            return
+        codec = await asyncio.to_thread(TextCodec, card)
+        if known is None:
+            router = POLICIES[self._config.router_policy]()
+            self._models[card.name] = ServedModel(card, codec, router)
+            return
+        if known.links:
+            log.warning("%s: the new worker's model files differ from the others'", card.name)
+        known.card, known.codec = card, codec
+
+    def _link_changed(self, link: WorkerLink) -> None:
+        model = self._models[link.instance.card.name]
+        worker_id = link.instance.instance_id
+        if link.connected:
+            model.links[worker_id] = link
+            model.router.observe(WorkerJoined(worker_id))
+        else:
+            model.links.pop(worker_id, None)
+            model.router.observe(WorkerLeft(worker_id))
+        ready = self.is_ready()
+        if ready != self._was_ready:
+            self._was_ready = ready
+            if self.on_ready_change is not None:
+                self.on_ready_change(ready)

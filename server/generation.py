@@ -1,0 +1,148 @@
+"""One running request: takes token deltas from a worker, hands merged text deltas to a front."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from runtime.errors import Cancelled, EngineFailed, ServingError
+from server.text.codec import ChoiceDecoder, EncodedPrompt, TextCodec
+from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Usage
+from wire.tokens import FinishReason, TokenDelta
+
+
+class GenerationOwner(Protocol):
+    """Who is told that a generation needs its worker no more, or has lost it."""
+
+    def release(self, generation: "Generation", *, cancel: bool) -> None:
+        """Free what the generation holds; with `cancel` the engine must stop working on it."""
+        ...
+
+    def lost(self, generation: "Generation", error: ServingError) -> bool:
+        """The worker failed it: True when another worker has taken over."""
+        ...
+
+
+class Generation:
+    """The merging slot of one request (a TokenSink).
+
+    Deltas are decoded when they arrive, so that a stop string ends the engine's work at once, and
+    merge until `take`: a slow client costs memory bounded by its own text. `on_ready` is called
+    when there is something to take and was nothing before; for a request that does not stream,
+    only at its end. Set it before control
+    returns to the event loop. Call `take` until it returns None, the final delta, or raises. Exactly one end: a delta with usage, an error from `take`, or `cancel`.
+    """
+
+    def __init__(self, request: GenerateRequest, owner: GenerationOwner) -> None:
+        self.request = request
+        self.on_ready: Callable[[], None] = _nobody
+        self.ended = False
+        self.deadline_s = request.deadline_s
+        self._owner = owner
+        self._pending: dict[int, ChoiceDelta] = {}
+        self._decoders: list[ChoiceDecoder] = []
+        self._open_choices = request.sampling.n
+        self._engine_open = request.sampling.n
+        self._signalled = False
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+        self._echo = ""
+        self._error: ServingError | None = None
+        self._final_taken = False
+
+    def begin(self, codec: TextCodec, prompt: EncodedPrompt) -> None:
+        """Set what is known once the prompt is encoded."""
+        count = self.request.sampling.n
+        self._decoders = [codec.decoder(self.request, index) for index in range(count)]
+        self._prompt_tokens = len(prompt.token_ids)
+        if self.request.echo:
+            text = prompt.text if prompt.text is not None else codec.text_of(prompt.token_ids)
+            self._echo = text
+            self._pending = {i: ChoiceDelta(index=i, text=text) for i in range(count)}
+
+    def put(self, delta: TokenDelta) -> None:
+        """Take new tokens of one choice."""
+        if self.ended:
+            return
+        if delta.cached_tokens is not None:
+            self._cached_tokens = delta.cached_tokens
+        if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            self.fail(EngineFailed(f"the engine ended this request: {delta.finish_reason.label}"))
+            return
+        if delta.finish_reason is not None:
+            self._engine_open -= 1
+        decoder = self._decoders[delta.index]
+        if decoder.finished:
+            return
+        fresh = decoder.feed(delta)
+        if fresh is None:
+            return
+        self._completion_tokens += len(fresh.token_ids)
+        if decoder.finished:
+            self._open_choices -= 1
+            if self._open_choices == 0:
+                self.ended = True
+                self._owner.release(self, cancel=self._engine_open > 0)
+        self._merge(fresh)
+
+    def fail(self, error: ServingError) -> None:
+        """End with an error, unless another worker can take over."""
+        if self.ended or self._owner.lost(self, error):
+            return
+        self.ended = True
+        self._error = error
+        self._owner.release(self, cancel=True)
+        self.on_ready()
+
+    def cancel(self) -> None:
+        """The client is gone: free the engine, say nothing more. Idempotent."""
+        if not self.ended:
+            self.ended = True
+            self._error = Cancelled("the request was cancelled")
+            self._owner.release(self, cancel=True)
+
+    def take(self) -> GenerateDelta | None:
+        """Return everything new since the last call; raises the error that ended the request."""
+        complete = self.ended and self._error is None and not self._final_taken
+        if self._error is not None and not (self._pending and self.request.stream):
+            raise self._error
+        if not self._pending and not complete:
+            return None
+        self._signalled = False
+        pending, self._pending = self._pending, {}
+        delta = GenerateDelta(
+            choices=list(pending.values()), prompt_tokens=self._prompt_tokens
+        )
+        if complete:
+            self._final_taken = True
+            delta.usage = Usage(
+                prompt_tokens=self._prompt_tokens,
+                completion_tokens=self._completion_tokens,
+                cached_tokens=self._cached_tokens,
+            )
+        return delta
+
+    def _merge(self, fresh: ChoiceDelta) -> None:
+        held = self._pending.get(fresh.index)
+        if held is None:
+            self._pending[fresh.index] = fresh
+        else:
+            merge_choice(held, fresh)
+        if self.ended or (self.request.stream and not self._signalled):
+            self._signalled = True
+            self.on_ready()
+
+
+def _nobody() -> None:
+    """Nobody listens yet."""
+
+
+def merge_choice(held: ChoiceDelta, fresh: ChoiceDelta) -> None:
+    """Append `fresh` to `held`, both of one choice and in this order."""
+    held.text += fresh.text
+    held.token_ids = held.token_ids + fresh.token_ids
+    if fresh.logprobs is not None:
+        held.logprobs = (held.logprobs or []) + fresh.logprobs
+    if fresh.cumulative_logprob is not None:
+        held.cumulative_logprob = fresh.cumulative_logprob
+    held.finish_reason = fresh.finish_reason
+    held.stop_reason = fresh.stop_reason

@@ -1,0 +1,85 @@
+"""The KServe v2 service of the front door: what is here, is it ready, and the way to inference."""
+
+from importlib.metadata import version
+from typing import Any
+
+from runtime.errors import ModelNotFound, ServingError
+from runtime.rpc import CallInfo, Service
+from server.data_plane import DataPlane
+from server.fleet import Fleet, ServedModel
+from server.kserve_infer import InferCalls
+from server.worker_link import SERVICE
+from wire import inference_pb2 as pb
+from wire.text_schema import MODEL_VERSION, model_config, model_metadata
+
+EXTENSIONS = ("model_configuration", "model_repository", "parameters", "schedule_policy")
+
+
+class KServeService:
+    """The unary rpcs that describe the server; inference is in InferCalls."""
+
+    def __init__(self, fleet: Fleet, plane: DataPlane) -> None:
+        self._fleet = fleet
+        calls = InferCalls(plane)
+        self.service = Service(
+            name=SERVICE,
+            unary={
+                "ServerLive": self._server_live,
+                "ServerReady": self._server_ready,
+                "ServerMetadata": self._server_metadata,
+                "ModelReady": self._model_ready,
+                "ModelMetadata": self._model_metadata,
+                "ModelConfig": self._model_config,
+                "RepositoryIndex": self._repository_index,
+                "ModelInfer": calls.infer,
+            },
+            streams={"ModelStreamInfer": calls.stream},
+        )
+
+    async def _server_live(self, message: Any, info: CallInfo) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, message: Any, info: CallInfo) -> Any:
+        return pb.ServerReadyResponse(ready=self._fleet.is_ready())
+
+    async def _server_metadata(self, message: Any, info: CallInfo) -> Any:
+        return pb.ServerMetadataResponse(
+            name="penstock", version=version("penstock"), extensions=EXTENSIONS
+        )
+
+    async def _model_ready(self, message: Any, info: CallInfo) -> Any:
+        try:
+            return pb.ModelReadyResponse(ready=self._model(message).ready)
+        except ServingError:
+            return pb.ModelReadyResponse(ready=False)
+
+    async def _model_metadata(self, message: Any, info: CallInfo) -> Any:
+        return model_metadata(self._model(message).card)
+
+    async def _model_config(self, message: Any, info: CallInfo) -> Any:
+        return pb.ModelConfigResponse(config=model_config(self._model(message).card).config)
+
+    async def _repository_index(self, message: Any, info: CallInfo) -> Any:
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=model.card.name,
+                    version=MODEL_VERSION,
+                    state="READY" if model.ready else "UNAVAILABLE",
+                    reason="" if model.ready else "no ready worker",
+                )
+                for model in self._fleet.models()
+                if model.ready or not message.ready
+            ]
+        )
+
+    def _model(self, message: Any) -> ServedModel:
+        model = self._fleet.model(message.name)
+        check_version(message.name, message.version)
+        return model
+
+
+def check_version(name: str, asked: str) -> None:
+    """Raise ModelNotFound unless `asked` is empty or the one version there is."""
+    if asked not in ("", MODEL_VERSION):
+        raise ModelNotFound(f"model {name!r} has no version {asked!r}", param="model_version")

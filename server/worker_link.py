@@ -1,0 +1,138 @@
+"""The one multiplexed stream to a worker: requests and cancels out, step frames in."""
+
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from runtime.errors import ServingError, WorkerLost
+from runtime.grpc_client import ClientStream, RpcChannel
+from wire.cards import WorkerInstance
+from wire.frames import FRAMES_HEADER, read_frame
+from wire.token_contract import encode_cancel, encode_token_request
+from wire.tokens import TokenRequest, TokenSink
+
+log = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+SLOT_LIMIT = 2**31
+
+
+class WorkerLink:
+    """A worker as the data plane sees it.
+
+    `run` keeps the stream open, reconnecting with backoff, until it is cancelled. `on_change` is
+    called when `connected` changes. When the stream breaks, every request on it fails with
+    WorkerLost; a request's sink gets nothing after its `cancel`.
+    """
+
+    def __init__(
+        self,
+        instance: WorkerInstance,
+        channel: RpcChannel,
+        *,
+        retry_max_s: float,
+        on_change: Callable[["WorkerLink"], None],
+    ) -> None:
+        self.instance = instance
+        self.connected = False
+        self._channel = channel
+        self._retry_max_s = retry_max_s
+        self._on_change = on_change
+        self._stream: ClientStream | None = None
+        self._sinks: dict[int, TokenSink] = {}
+        self._next_slot = 0
+
+    @property
+    def running(self) -> int:
+        """How many requests are on the stream."""
+        return len(self._sinks)
+
+    def submit(self, request: TokenRequest, sink: TokenSink) -> int:
+        """Send a request; returns its slot. Raises WorkerLost when not connected."""
+        if self._stream is None:
+            raise WorkerLost(f"worker {self.instance.instance_id} is not connected")
+        slot = self._free_slot()
+        self._stream.send(encode_token_request(request, self.instance.card.name, slot=slot))
+        self._sinks[slot] = sink
+        return slot
+
+    def cancel(self, slot: int) -> None:
+        """Stop a request in the engine; unknown slots are ignored."""
+        if self._sinks.pop(slot, None) is not None and self._stream is not None:
+            self._stream.send(encode_cancel(slot))
+
+    def finished(self, slot: int) -> None:
+        """Forget a request whose last delta has come."""
+        self._sinks.pop(slot, None)
+
+    async def run(self) -> None:
+        """Hold the stream open until cancelled."""
+        try:
+            while True:
+                # A stream that worked starts the backoff afresh.
+                async for attempt in AsyncRetrying(
+                    retry=retry_if_exception_type(ServingError),
+                    wait=wait_random_exponential(multiplier=0.05, max=self._retry_max_s),
+                    reraise=True,
+                ):
+                    with attempt:
+                        stream = await self._connect()
+                await self._relay(stream)
+        finally:
+            self._lost("the front door let go of the worker")
+            await self._channel.close()
+
+    async def _connect(self) -> ClientStream:
+        stream = self._channel.stream(SERVICE, "ModelStreamInfer", metadata={FRAMES_HEADER: "1"})
+        try:
+            headers = await stream.initial_metadata()
+            if headers.get(FRAMES_HEADER) != "1":
+                raise WorkerLost(f"{self.instance.address} does not answer in step frames")
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream
+
+    async def _relay(self, stream: ClientStream) -> None:
+        self._stream = stream
+        self._set_connected(True)
+        why = "the worker closed its stream"
+        try:
+            async with stream, aclosing(aiter(stream)) as frames:
+                async for frame in frames:
+                    for slot, delta in read_frame(frame):
+                        sink = self._sinks.get(slot)
+                        if sink is None:
+                            continue
+                        if isinstance(delta, ServingError):
+                            del self._sinks[slot]
+                            sink.fail(delta)
+                        else:
+                            sink.put(delta)
+        except ServingError as error:
+            why = error.message
+        finally:
+            self._stream = None
+            self._set_connected(False)
+            self._lost(why)
+
+    def _lost(self, why: str) -> None:
+        sinks, self._sinks = self._sinks, {}
+        error_text = f"worker {self.instance.instance_id} was lost: {why}"
+        if sinks:
+            log.warning("%s; %d requests fail", error_text, len(sinks))
+        for sink in sinks.values():
+            sink.fail(WorkerLost(error_text))
+
+    def _set_connected(self, connected: bool) -> None:
+        self.connected = connected
+        self._on_change(self)
+
+    def _free_slot(self) -> int:
+        while self._next_slot in self._sinks:
+            self._next_slot = (self._next_slot + 1) % SLOT_LIMIT
+        slot = self._next_slot
+        self._next_slot = (slot + 1) % SLOT_LIMIT
+        return slot
