@@ -1,0 +1,44 @@
+# Every target sets up what it needs: `make run` on a fresh checkout is enough.
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --include_imports \
+	--descriptor_set_out=$(1)/inference.binpb --pyi_out=$(1) $(notdir $(wildcard proto/*.proto))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test fast check proto proto-check fmt bench
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: ## install everything into .venv (a second run takes no time)
+	@$(PYTHON) bootstrap.py setup
+
+run: ## serve SmolLM2 on this machine; ARGS="..." go to `penstock serve smollm2`
+	@$(PYTHON) bootstrap.py run $(ARGS)
+
+test: ## run every test, those with the real vLLM engine too; ARGS="..." go to pytest
+	@$(PYTHON) bootstrap.py test $(ARGS)
+
+fast: setup ## run the tests that need no real engine
+	$(BIN)/python -m pytest -m "not vllm" $(ARGS)
+
+check: setup proto-check ## lint, formatting, types, import order, generated files, unit tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not vllm" tests/unit
+
+proto: setup ## compile proto/ into wire/
+	$(call PROTOC,wire)
+
+proto-check: setup
+	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && $(call PROTOC,"$$made") && \
+	for file in "$$made"/*; do cmp "$$file" wire/$$(basename "$$file") || exit 1; done
+
+fmt: setup ## format, and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## measure; ARGS="..." go to the benchmark
+	$(BIN)/python -m benchmarks $(ARGS)
