@@ -1,4 +1,4 @@
-"""What a worker asks of an engine. Two exist: vLLM and the simulator; one contract suite holds both."""
+"""What a worker asks of an engine: vLLM and the simulator, held by one contract suite."""
 
 from typing import Protocol
 
@@ -31,20 +31,28 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
 class Engine(Protocol):
     """An engine. All methods are called on one event loop.
 
-    * `start` is awaited once, first, and returns when a warm-up request has been answered.
+    * `start` is awaited once, first, and returns when a warm-up request has been answered; `info`
+      is right from then on.
     * `submit` checks the request and returns at once; what is wrong with it raises InvalidRequest
-      and nothing was started. After it the sink gets deltas and exactly one end, unless cancelled.
+      (Unsupported for what this engine cannot do) and nothing was started. After it the sink gets
+      deltas and exactly one end, unless cancelled; none of it before `submit` has returned. What
+      only the engine itself can judge, such as a grammar, may come as `fail` with InvalidRequest.
       Ids may repeat across time but not among running requests: that raises InvalidRequest.
-    * `cancel` frees the request's place and its blocks; its sink gets nothing after `cancel` has
-      returned. Unknown ids are ignored.
+    * An answer that meets the end of the context ends with LENGTH, whatever `max_tokens` says.
+    * An end token that ended a choice is the last of its `token_ids`.
+    * `cancel` frees the request's place and its blocks, at the latest with the engine's next step;
+      its sink gets nothing after `cancel` has returned. Unknown ids are ignored.
     * `probe` proves that the engine still takes and answers calls: it raises EngineFailed, or
       TimeoutError after `timeout_s`. It is safe at any time.
-    * When the engine dies, every running sink gets `fail` with WorkerLost, `wait_failed` returns
-      the reason, and `submit` raises WorkerLost from then on. A dead engine never comes back.
-    * `close` ends everything; running sinks get `fail`. No process of the engine outlives it.
+    * When the engine dies, every running sink gets `fail` with WorkerLost, `failure` holds the
+      reason, `wait_failed` returns it, and `submit` raises WorkerLost from then on. A dead engine
+      never comes back.
+    * `close` ends everything; running sinks get `fail` with WorkerLost. No process of the engine
+      outlives it.
     """
 
     info: EngineInfo
+    failure: str | None
 
     async def start(self) -> EngineInfo:
         """Load the model and prove it works; raises EngineFailed when that fails."""
