@@ -1,0 +1,126 @@
+"""grpc.reflection.v1alpha as a Service, over the descriptor pool that the services come from.
+
+Ours and not grpc_reflection's servicer, so that it counts, drains and maps errors like any other.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha import reflection_pb2
+
+from runtime.errors import Code
+from runtime.rpc import Call, Service
+
+REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
+FILE = reflection_pb2.DESCRIPTOR
+RPC_TYPES: dict[str, tuple[type, type]] = {
+    "ServerReflectionInfo": (
+        reflection_pb2.ServerReflectionRequest,
+        reflection_pb2.ServerReflectionResponse,
+    ),
+}
+
+
+def reflection_service(names: Sequence[str], pool: DescriptorPool) -> Service:
+    """Return the reflection service that lists `names` and answers look-ups from `pool`."""
+    answers = _Answers(sorted(names), pool)
+    return Service(
+        name=REFLECTION_SERVICE,
+        streams={"ServerReflectionInfo": lambda call: _Session(call, answers)},
+    )
+
+
+def add_file(pool: DescriptorPool, file: FileDescriptor) -> None:
+    """Put a .proto file of another pool, with what it imports, into `pool`, once."""
+    try:
+        pool.FindFileByName(file.name)
+    except KeyError:
+        for dependency in file.dependencies:
+            add_file(pool, dependency)
+        pool.AddSerializedFile(file.serialized_pb)
+
+
+class _Answers:
+    def __init__(self, names: Sequence[str], pool: DescriptorPool) -> None:
+        self._names = names
+        self._pool = pool
+
+    def answer(self, request: Any) -> Any:
+        """Return the response to one request; what is not there is an error response."""
+        response = reflection_pb2.ServerReflectionResponse(
+            valid_host=request.host, original_request=request
+        )
+        kind = request.WhichOneof("message_request")
+        look_up = getattr(self, f"_{kind}", None) if kind else None
+        if look_up is None:
+            response.error_response.error_code = Code.INVALID_ARGUMENT
+            response.error_response.error_message = "message_request is not set"
+            return response
+        try:
+            look_up(getattr(request, kind), response)
+        except KeyError:
+            response.error_response.error_code = Code.NOT_FOUND
+            response.error_response.error_message = f"{kind}: not found"
+        return response
+
+    def _list_services(self, _: str, response: Any) -> None:
+        for name in self._names:
+            response.list_services_response.service.add(name=name)
+
+    def _file_by_filename(self, name: str, response: Any) -> None:
+        self._put_files(self._pool.FindFileByName(name), response)
+
+    def _file_containing_symbol(self, symbol: str, response: Any) -> None:
+        self._put_files(self._pool.FindFileContainingSymbol(symbol), response)
+
+    def _file_containing_extension(self, asked: Any, response: Any) -> None:
+        message = self._pool.FindMessageTypeByName(asked.containing_type)
+        extension = self._pool.FindExtensionByNumber(message, asked.extension_number)
+        self._put_files(self._pool.FindFileContainingSymbol(extension.full_name), response)
+
+    def _all_extension_numbers_of_type(self, name: str, response: Any) -> None:
+        message = self._pool.FindMessageTypeByName(name)
+        numbers = response.all_extension_numbers_response
+        numbers.base_type_name = name
+        numbers.extension_number.extend(e.number for e in self._pool.FindAllExtensions(message))
+
+    def _put_files(self, file: FileDescriptor, response: Any) -> None:
+        for one in _with_imports(file, {}).values():
+            proto = FileDescriptorProto()
+            one.CopyToProto(proto)
+            response.file_descriptor_response.file_descriptor_proto.append(
+                proto.SerializeToString()
+            )
+
+
+def _with_imports(
+    file: FileDescriptor, seen: dict[str, FileDescriptor]
+) -> dict[str, FileDescriptor]:
+    if file.name not in seen:
+        seen[file.name] = file
+        for dependency in file.dependencies:
+            _with_imports(dependency, seen)
+    return seen
+
+
+class _Session:
+    """One ServerReflectionInfo stream: each request is answered at once, in order."""
+
+    def __init__(self, call: Call, answers: _Answers) -> None:
+        self._call = call
+        self._answers = answers
+
+    def on_message(self, message: Any) -> None:
+        self._call.send(self._answers.answer(message))
+
+    def on_half_close(self) -> None:
+        self._call.finish()
+
+    def on_writable(self) -> None:
+        pass
+
+    def on_cancel(self) -> None:
+        pass

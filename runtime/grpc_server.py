@@ -1,0 +1,124 @@
+"""Drives `runtime.rpc` services over grpc.aio. Knows no service but health and reflection."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+
+from runtime import grpc_health_service, grpc_reflection_service
+from runtime.errors import InvalidConfig
+from runtime.grpc_dispatch import Dispatch
+from runtime.rpc import Service
+
+RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
+_STOP_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcOptions:
+    """Limits of a server. Sizes in bytes; -1 is no limit (Triton's own default for messages)."""
+
+    max_message_bytes: int = -1
+    max_metadata_bytes: int = 16 * 1024
+    max_concurrent_streams: int | None = None
+    share_port: bool = False
+
+    def channel_args(self) -> list[tuple[str, int]]:
+        """Return the C-core arguments.
+
+        A client's keepalive pings never count as abuse: a request that waits in a queue is a
+        silent stream, and by default the server would end it after 30 s of pings.
+        """
+        args = [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            # One limit, not two: between soft and hard limit C-core refuses at random.
+            ("grpc.max_metadata_size", self.max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.so_reuseport", int(self.share_port)),
+        ]
+        if self.max_concurrent_streams is not None:
+            args.append(("grpc.max_concurrent_streams", self.max_concurrent_streams))
+        return args
+
+
+class GrpcServer:
+    """A gRPC server on one port: the given services, grpc.health.v1 and reflection.
+
+    Every service and "" start as NOT_SERVING. Bytes that are no message are INVALID_ARGUMENT; an
+    error of runtime/errors.py becomes its status with `penstock-reason` and `penstock-param` in
+    the trailing metadata; any other exception is logged and becomes INTERNAL with a fixed text.
+    """
+
+    def __init__(
+        self,
+        *,
+        services: Sequence[Service],
+        rpc_types: RpcTypes,
+        pool: DescriptorPool,
+        host: str,
+        port: int,
+        options: GrpcOptions | None = None,
+    ) -> None:
+        self._options = options or GrpcOptions()
+        self._host, self._port = host, port
+        self._dispatch = Dispatch(max_metadata_bytes=self._options.max_metadata_bytes)
+        names = [service.name for service in services]
+        self._health = grpc_health_service.Health(["", *names])
+        names += [grpc_health_service.HEALTH_SERVICE, grpc_reflection_service.REFLECTION_SERVICE]
+        grpc_reflection_service.add_file(pool, grpc_health_service.FILE)
+        grpc_reflection_service.add_file(pool, grpc_reflection_service.FILE)
+        reflection = grpc_reflection_service.reflection_service(names, pool)
+        make = self._dispatch.generic_handler
+        self._handlers = [make(service, rpc_types(service.name)) for service in services]
+        self._handlers.append(make(self._health.service, grpc_health_service.RPC_TYPES))
+        self._handlers.append(make(reflection, grpc_reflection_service.RPC_TYPES))
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Number of rpcs whose handlers have not returned, health and reflection included."""
+        return self._dispatch.in_flight
+
+    async def start(self) -> str:
+        """Listen; returns "host:port" with the real port. Raises InvalidConfig if it is taken."""
+        self._server = grpc.aio.server(
+            handlers=self._handlers, options=self._options.channel_args()
+        )
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            port = self._server.add_insecure_port(f"{host}:{self._port}")
+        except RuntimeError as error:
+            raise InvalidConfig(
+                f"cannot listen on {host}:{self._port} for gRPC: is the port in use?",
+                param="grpc_port",
+            ) from error
+        await self._server.start()
+        return f"{host}:{port}"
+
+    def set_serving(self, service: str, serving: bool) -> None:
+        """Set a grpc.health.v1 status; "" is the whole server."""
+        self._health.set_serving(service, serving)
+
+    async def stop(self, drain_s: float) -> None:
+        """Refuse new rpcs, give running ones `drain_s` seconds, then end them.
+
+        Returns when every handler has run its `finally`. Idempotent.
+        """
+        self._health.close()
+        server, self._server = self._server, None
+        if server is None:
+            return
+        async with asyncio.TaskGroup() as tasks:
+            # grpc's own wait is only the latest end: it returns before handlers' `finally`.
+            tasks.create_task(server.stop(drain_s + _STOP_GRACE_S))
+            if not await self._dispatch.wait_idle(drain_s):
+                self._dispatch.stop_streams()
+                await self._dispatch.wait_idle(_STOP_GRACE_S / 2)
+            await server.stop(None)
+        await self._dispatch.wait_idle(None)
