@@ -126,7 +126,7 @@ class DataPlane:
         return [model.card for model in self._fleet.models()]
 
     async def is_ready(self, model: str | None = None) -> bool:
-        """Whether `model`, or without a name every known model and at least one, has a worker."""
+        """Whether `model` has a worker, or without a name any model."""
         return self._fleet.is_ready() if model is None else self._fleet.model(model).ready
 
     def release(self, generation: Generation, *, cancel: bool) -> None:

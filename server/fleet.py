@@ -45,7 +45,7 @@ class Fleet:
         self._config = config
         self._discovery = discovery
         self._models: dict[str, ServedModel] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
         self._instances: dict[str, WorkerInstance] = {}
         self._was_ready = False
         self._synced = asyncio.Event()
@@ -64,8 +64,8 @@ class Fleet:
         return model
 
     def is_ready(self) -> bool:
-        """Whether there is a model and each known model has a worker."""
-        return bool(self._models) and all(model.ready for model in self._models.values())
+        """Whether at least one model has a worker."""
+        return any(model.ready for model in self._models.values())
 
     async def wait_synced(self) -> None:
         """Wait until the first snapshot of discovery has been read."""
@@ -113,13 +113,15 @@ class Fleet:
             on_change=self._link_changed,
         )
         self._instances[record.id] = instance
-        self._tasks[record.id] = group.create_task(link.run(), name=f"link {record.id}")
+        self._links[record.id] = link, group.create_task(link.run(), name=f"link {record.id}")
         log.info("worker %s serves %s at %s", record.id, instance.card.name, instance.address)
 
     def _drop(self, instance_id: str) -> None:
         if self._instances.pop(instance_id, None) is not None:
-            log.info("worker %s is gone", instance_id)
-            self._tasks.pop(instance_id).cancel()
+            log.info("worker %s has left", instance_id)
+            link, task = self._links.pop(instance_id)
+            if not link.retire():
+                task.cancel()
 
     async def _load_model(self, card: ModelCard) -> None:
         known = self._models.get(card.name)

@@ -37,7 +37,7 @@ class FrontDoor:
         self._fleet.on_ready_change = callback
 
     def is_ready(self) -> bool:
-        """Whether there is a model and each known model has a worker."""
+        """Whether at least one model has a worker."""
         return self._fleet.is_ready()
 
     def model_names(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
@@ -10,6 +9,7 @@ from runtime.errors import ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
 from wire.cards import WorkerInstance
 from wire.frames import FRAMES_HEADER, read_frame
+from wire.inference_pb2 import ModelStreamInferResponse
 from wire.token_contract import encode_cancel, encode_token_request
 from wire.tokens import TokenRequest, TokenSink
 
@@ -43,6 +43,7 @@ class WorkerLink:
         self._stream: ClientStream | None = None
         self._sinks: dict[int, TokenSink] = {}
         self._next_slot = 0
+        self._retiring = False
 
     @property
     def running(self) -> int:
@@ -51,7 +52,7 @@ class WorkerLink:
 
     def submit(self, request: TokenRequest, sink: TokenSink) -> int:
         """Send a request; returns its slot. Raises WorkerLost when not connected."""
-        if self._stream is None:
+        if self._stream is None or self._retiring:
             raise WorkerLost(f"worker {self.instance.instance_id} is not connected")
         slot = self._free_slot()
         self._stream.send(encode_token_request(request, self.instance.card.name, slot=slot))
@@ -62,15 +63,23 @@ class WorkerLink:
         """Stop a request in the engine; unknown slots are ignored."""
         if self._sinks.pop(slot, None) is not None and self._stream is not None:
             self._stream.send(encode_cancel(slot))
+        self._end_if_retired()
 
     def finished(self, slot: int) -> None:
         """Forget a request whose last delta has come."""
         self._sinks.pop(slot, None)
+        self._end_if_retired()
+
+    def retire(self) -> bool:
+        """Take no more requests and let the running ones finish; False when there are none."""
+        self._retiring = True
+        self._set_connected(False)
+        return self._stream is not None and bool(self._sinks)
 
     async def run(self) -> None:
-        """Hold the stream open until cancelled."""
+        """Hold the stream open until cancelled, or retired and idle."""
         try:
-            while True:
+            while not self._retiring:
                 # A stream that worked starts the backoff afresh.
                 async for attempt in AsyncRetrying(
                     retry=retry_if_exception_type(ServingError),
@@ -78,45 +87,41 @@ class WorkerLink:
                     reraise=True,
                 ):
                     with attempt:
-                        stream = await self._connect()
-                await self._relay(stream)
+                        await self._hold()
         finally:
             self._lost("the front door let go of the worker")
             await self._channel.close()
 
-    async def _connect(self) -> ClientStream:
-        stream = self._channel.stream(SERVICE, "ModelStreamInfer", metadata={FRAMES_HEADER: "1"})
-        try:
-            headers = await stream.initial_metadata()
-            if headers.get(FRAMES_HEADER) != "1":
+    async def _hold(self) -> None:
+        """Relay one stream until it breaks; raises ServingError when it never worked."""
+        headers = {FRAMES_HEADER: "1"}
+        async with self._channel.stream(SERVICE, "ModelStreamInfer", metadata=headers) as stream:
+            answered = await stream.initial_metadata()
+            if answered.get(FRAMES_HEADER) != "1":
                 raise WorkerLost(f"{self.instance.address} does not answer in step frames")
-        except BaseException:
-            await stream.aclose()
-            raise
-        return stream
+            self._stream = stream
+            self._set_connected(not self._retiring)
+            why = "the worker closed its stream"
+            try:
+                async for frame in stream:
+                    self._deliver(frame)
+            except ServingError as error:
+                why = error.message
+            finally:
+                self._stream = None
+                self._set_connected(False)
+                self._lost(why)
 
-    async def _relay(self, stream: ClientStream) -> None:
-        self._stream = stream
-        self._set_connected(True)
-        why = "the worker closed its stream"
-        try:
-            async with stream, aclosing(aiter(stream)) as frames:
-                async for frame in frames:
-                    for slot, delta in read_frame(frame):
-                        sink = self._sinks.get(slot)
-                        if sink is None:
-                            continue
-                        if isinstance(delta, ServingError):
-                            del self._sinks[slot]
-                            sink.fail(delta)
-                        else:
-                            sink.put(delta)
-        except ServingError as error:
-            why = error.message
-        finally:
-            self._stream = None
-            self._set_connected(False)
-            self._lost(why)
+    def _deliver(self, frame: ModelStreamInferResponse) -> None:
+        for slot, delta in read_frame(frame):
+            sink = self._sinks.get(slot)
+            if sink is None:
+                continue
+            if isinstance(delta, ServingError):
+                del self._sinks[slot]
+                sink.fail(delta)
+            else:
+                sink.put(delta)
 
     def _lost(self, why: str) -> None:
         sinks, self._sinks = self._sinks, {}
@@ -126,9 +131,14 @@ class WorkerLink:
         for sink in sinks.values():
             sink.fail(WorkerLost(error_text))
 
+    def _end_if_retired(self) -> None:
+        if self._retiring and not self._sinks and self._stream is not None:
+            self._stream.cancel()
+
     def _set_connected(self, connected: bool) -> None:
-        self.connected = connected
-        self._on_change(self)
+        if connected != self.connected:
+            self.connected = connected
+            self._on_change(self)
 
     def _free_slot(self) -> int:
         while self._next_slot in self._sinks:

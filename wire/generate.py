@@ -97,7 +97,7 @@ class Backend(Protocol):
         ...
 
     async def is_ready(self, model: str | None = None) -> bool:
-        """Whether `model`, or without a name every known model and at least one, has a worker."""
+        """Whether `model` has a worker, or without a name any model."""
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
