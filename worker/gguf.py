@@ -19,8 +19,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from runtime.errors import InvalidConfig
 
-# Part of the cache key: raise it with every change of what is written below.
-RECIPE = 1
 ARCHITECTURE = "llama"
 
 _CONTROL, _USER_DEFINED = 3, 4
@@ -156,7 +154,9 @@ def _tokenizer(fields: Mapping[str, Any]) -> Tokenizer:
     if len(vocabulary) != len(tokens):
         raise InvalidConfig("this GGUF file's vocabulary holds the same token twice")
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
+    )
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
     if _adds_bos(fields):
@@ -208,9 +208,7 @@ def _tensor_name(name: str) -> str:
     return f"model.layers.{block}.{_LAYER_NAMES[rest]}"
 
 
-def _write_safetensors(
-    path: Path, tensors: list[ReaderTensor], config: Mapping[str, Any]
-) -> None:
+def _write_safetensors(path: Path, tensors: list[ReaderTensor], config: Mapping[str, Any]) -> None:
     """Write all tensors as bfloat16 to `path`, in file order.
 
     Format: 8 bytes of header length, a JSON header padded with spaces to 8 bytes, the data
@@ -251,9 +249,7 @@ def _weights(
         yield to_bfloat16(values)
 
 
-def split_rotary_halves(
-    weight: npt.NDArray[np.float32], heads: int
-) -> npt.NDArray[np.float32]:
+def split_rotary_halves(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
     """Reorder the rows of `weight` [heads * head_dim, hidden] from pairs to two halves per head."""
     rows, columns = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
