@@ -1,4 +1,4 @@
-"""The text side: a checked request and the deltas that answer it, before and after any transport."""
+"""The text side: a checked request and the deltas that answer it, whatever carries them."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol

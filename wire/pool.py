@@ -15,7 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 POOL = DescriptorPool()
 
-for _file in FileDescriptorSet.FromString(files("wire").joinpath("inference.binpb").read_bytes()).file:
+_SET = files("wire").joinpath("inference.binpb").read_bytes()
+for _file in FileDescriptorSet.FromString(_SET).file:
     POOL.Add(_file)
 
 

@@ -1,4 +1,4 @@
-"""How tokens are sampled: vLLM's SamplingParams as they travel, checked before any engine sees them.
+"""How tokens are sampled: vLLM's SamplingParams as they travel, checked before an engine sees them.
 
 Names, ranges and defaults: vllm.sampling_params.SamplingParams of vLLM 0.32.
 """
@@ -67,7 +67,7 @@ def make_sampling(values: Mapping[str, Any]) -> Sampling:
         raise _invalid(str(error)) from None
     if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequest(
-            f"min_tokens ({sampling.min_tokens}) is greater than max_tokens ({sampling.max_tokens})",
+            f"min_tokens ({sampling.min_tokens}) is over max_tokens ({sampling.max_tokens})",
             param="min_tokens",
         )
     if sampling.n > 1 and sampling.temperature == 0:
@@ -77,6 +77,7 @@ def make_sampling(values: Mapping[str, Any]) -> Sampling:
 
 def _invalid(text: str) -> InvalidRequest:
     # msgspec words its errors "Expected ... - at `$.field`" or "... unknown field `field`".
+    text = text.replace(" - at `key` in `$.", ", in a key - at `$.")
     what, _, path = text.partition(" - at `$.")
     if path:
         path = path.rstrip("`")

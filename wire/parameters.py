@@ -1,0 +1,120 @@
+"""Request parameters: plain values out of InferParameter, and the reserved ones checked.
+
+Reserved names and their types: Triton's extension_parameters.md, extension_sequence.md and
+extension_schedule_policy.md. `lora_name` and `cache_salt` are vLLM's words.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from runtime.errors import InvalidRequest
+from wire.inference_pb2 import InferParameter
+
+Value = bool | int | float | str
+
+_RESERVED = {
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    "binary_data_output": ("bool_param",),
+    "lora_name": ("string_param",),
+    "cache_salt": ("string_param",),
+    "triton_enable_empty_final_response": ("bool_param",),
+}
+MAX_INT64 = 2**63 - 1
+
+
+class RequestParameters(NamedTuple):
+    """What both contracts take from the parameters; `timeout_s` is None for 0 = no limit."""
+
+    values: dict[str, Value]
+    lora_name: str | None
+    priority: int
+    cache_salt: str | None
+    session_id: str | None
+    timeout_s: float | None
+
+
+def read_parameters(parameters: Mapping[str, InferParameter]) -> RequestParameters:
+    """Read a request's parameters; those that say nothing to us stay in `values`.
+
+    Raises InvalidRequest for a reserved name with a value of the wrong type or range, and for an
+    unknown name that starts with `triton_`.
+    """
+    values = {name: _value(name, parameter) for name, parameter in parameters.items()}
+    priority = values.get("priority", 0)
+    if not 0 <= int(priority) <= MAX_INT64:
+        raise InvalidRequest(f"priority: {priority} is out of range", param="priority")
+    timeout_us = int(values.get("timeout", 0))
+    if timeout_us < 0:
+        raise InvalidRequest("timeout: must not be negative (microseconds)", param="timeout")
+    return RequestParameters(
+        values=values,
+        lora_name=_text(values, "lora_name"),
+        priority=int(priority),
+        cache_salt=_text(values, "cache_salt"),
+        session_id=_text(values, "sequence_id"),
+        timeout_s=timeout_us / 1e6 or None,
+    )
+
+
+def write_parameters(
+    target: Mapping[str, InferParameter],
+    *,
+    lora_name: str | None = None,
+    priority: int = 0,
+    cache_salt: str | None = None,
+    session_id: str | None = None,
+    timeout_s: float | None = None,
+) -> None:
+    """Set those that differ from their defaults; raises InvalidRequest for a negative priority."""
+    if priority < 0:
+        raise InvalidRequest(f"priority: {priority} is out of range", param="priority")
+    for name, value in (
+        ("lora_name", lora_name),
+        ("priority", priority),
+        ("cache_salt", cache_salt),
+        ("sequence_id", session_id),
+        ("timeout", max(1, round(timeout_s * 1e6)) if timeout_s is not None else None),
+    ):
+        if value:
+            set_parameter(target, name, value)
+
+
+def set_parameter(target: Mapping[str, InferParameter], name: str, value: Value) -> None:
+    """Set one parameter in the field of its Python type."""
+    parameter = target[name]
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        parameter.int64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = value
+
+
+def parameter_value(parameter: InferParameter) -> Value | None:
+    """The value, or None when the peer's proto knows a type that ours does not."""
+    field = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, field) if field else None
+
+
+def _value(name: str, parameter: InferParameter) -> Any:
+    field = parameter.WhichOneof("parameter_choice")
+    allowed = _RESERVED.get(name)
+    if allowed is None:
+        if name.startswith("triton_"):
+            raise InvalidRequest(f"{name}: unknown parameter with a reserved prefix", param=name)
+    elif field not in allowed:
+        wanted = " or ".join(it.removesuffix("_param") for it in allowed)
+        got = field.removesuffix("_param") if field else "nothing"
+        raise InvalidRequest(f"{name}: expected {wanted}, got {got}", param=name)
+    return getattr(parameter, field) if field else None
+
+
+def _text(values: Mapping[str, Value], name: str) -> str | None:
+    value = values.get(name)
+    return str(value) if value else None
