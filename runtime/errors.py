@@ -69,6 +69,12 @@ class ContextLengthExceeded(InvalidRequest):
     reason = "context_length_exceeded"
 
 
+class UnsupportedValue(InvalidRequest):
+    """A documented field is set to something that is not offered here."""
+
+    reason = "unsupported_value"
+
+
 class RequestTooLarge(InvalidRequest):
     """The body is over the configured limit."""
 
@@ -156,7 +162,7 @@ def _tree(cls: type[ServingError]) -> list[type[ServingError]]:
     return [cls] + [leaf for child in cls.__subclasses__() for leaf in _tree(child)]
 
 
-_BY_REASON = {cls.reason: cls for cls in reversed(_tree(ServingError))}
+_BY_REASON = {cls.reason: cls for cls in reversed(_tree(ServingError)[1:])}
 _BY_CODE: dict[int, type[ServingError]] = {
     Code.INVALID_ARGUMENT: InvalidRequest,
     Code.NOT_FOUND: ModelNotFound,

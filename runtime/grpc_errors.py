@@ -27,6 +27,8 @@ def as_serving_error(error: BaseException, *, method: str) -> ServingError:
     """
     if isinstance(error, ServingError) and not isinstance(error, InternalError):
         return error
+    if isinstance(error, InternalError) and error.message == INTERNAL_TEXT:
+        return error  # mapped and logged before, here or in the process that sent it
     if isinstance(error, BaseExceptionGroup):
         ours = error.subgroup(ServingError)
         if ours is not None:

@@ -56,9 +56,11 @@ class Call(Protocol):
 class CallHandler(Protocol):
     """The receiving side of one streaming rpc; every method is called on the event loop.
 
-    An exception raised from `on_message` ends the call with its status. `on_cancel` comes at most
-    once, when the peer is gone, the deadline has passed or the server stops hard; after it nothing
-    else is called and `send` does nothing.
+    `on_cancel` comes exactly once for a call that its handler has not ended by `finish` or `fail`:
+    the peer is gone, the deadline has passed, the server stops, or a message ended the call (bytes
+    that are no message, or an exception raised from a method here, which becomes the call's
+    status). After it nothing else is called and `send` does nothing. When the peer is gone,
+    `on_half_close` may come just before `on_cancel`: transports cannot always tell the two apart.
     """
 
     def on_message(self, message: Any) -> None:
