@@ -1,0 +1,58 @@
+"""The OpenAPI document: the schemas of the bodies, taken from the types that decode them."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from gateway_http.errors import ErrorAnswer, error_schema
+from gateway_http.schema import ChatCompletionRequest, CompletionRequest
+
+_ERRORS = {
+    400: "A field is missing, wrong or not supported; `param` names it",
+    404: "No such model",
+    413: "The body is too large",
+    415: "The body is not declared as JSON",
+    429: "Too much work at present; see Retry-After",
+    499: "The request was cancelled",
+    500: "The server or the engine failed",
+    503: "No worker is ready, or the server is stopping; see Retry-After",
+    504: "The deadline passed",
+}
+_REFERENCE = "#/components/schemas/{name}"
+
+
+def describe_generation(body: type[msgspec.Struct]) -> dict[str, Any]:
+    """FastAPI's arguments that document a generation endpoint."""
+    schema = {"$ref": _REFERENCE.format(name=body.__name__)}
+    error = {"application/json": {"schema": error_schema()}}
+    answer = {
+        "description": "The answer; with `stream` as server-sent events that end in [DONE]",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+    errors = {status: {"description": text, "content": error} for status, text in _ERRORS.items()}
+    return {
+        "response_model": None,
+        "responses": {200: answer, **errors},
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+        },
+    }
+
+
+def describe(app: FastAPI) -> None:
+    """Add the components to the document that FastAPI makes."""
+    made = app.openapi
+    _, components = msgspec.json.schema_components(
+        [ChatCompletionRequest, CompletionRequest, ErrorAnswer], ref_template=_REFERENCE
+    )
+
+    def openapi() -> dict[str, Any]:
+        document = made()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,157 @@
+"""The HTTP front: OpenAI's endpoints over any Backend. Translates and calls; decides nothing."""
+
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway_http.answers import Answer
+from gateway_http.api_document import describe, describe_generation
+from gateway_http.config import GatewayConfig
+from gateway_http.errors import error_response, http_error_response, known_error
+from gateway_http.exchange import EXCHANGE, GatewayApp
+from gateway_http.generation import GenerationResponse
+from gateway_http.intake import read_json_body
+from gateway_http.openai import Origin, chat_request, completion_requests, decode_body
+from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
+from runtime.errors import ModelNotFound, ServingError
+from wire.cards import ModelCard
+from wire.generate import Backend, GenerateRequest
+
+
+def create_app(
+    backend: Backend, config: GatewayConfig, metrics: Callable[[], bytes] | None = None
+) -> FastAPI:
+    """The ASGI application. `metrics` writes Prometheus text; by default the process's registry."""
+    app = GatewayApp(title="Penstock", summary="OpenAI-compatible front", version="1")
+    app.set_common_headers(config.headers)
+
+    async def on_serving_error(request: Request, failure: Exception) -> Response:
+        shown = known_error(failure, request_id=request.scope[EXCHANGE].request_id)
+        return error_response(shown, config.retry_after_s)
+
+    app.add_exception_handler(ServingError, on_serving_error)
+    app.add_exception_handler(HTTPException, http_error_response)
+    app.add_exception_handler(Exception, on_serving_error)
+    _add_generation(app, backend, config)
+    _add_models(app, backend)
+    _add_status(app, backend, metrics or generate_latest)
+    describe(app)
+    return app
+
+
+def _add_generation(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+    def answer(
+        body: GenerationBody, requests: list[GenerateRequest], name: str, top: int | None
+    ) -> GenerationResponse:
+        options = body.stream_options
+        continuous = bool(options and options.continuous_usage_stats)
+        shared = Answer(
+            id=name,
+            model=body.model,
+            created=int(datetime.now(UTC).timestamp()),
+            chat=isinstance(body, ChatCompletionRequest),
+            prompts=len(requests),
+            choices=requests[0].sampling.n,
+            top=top,
+            token_ids=bool(body.return_token_ids),
+            include_usage=continuous or bool(options and options.include_usage),
+            continuous_usage=continuous,
+        )
+        return GenerationResponse(
+            backend,
+            requests,
+            shared,
+            stream=bool(body.stream),
+            retry_after_s=config.retry_after_s,
+        )
+
+    def origin(kind: str) -> Origin:
+        limit = config.request_timeout_s
+        deadline = None if limit is None else time.monotonic() + limit
+        return Origin(request_id=f"{kind}-{uuid.uuid4().hex}", timeout_s=limit, deadline_s=deadline)
+
+    async def chat_completions(request: Request) -> Response:
+        data = await read_json_body(request, config.max_body_bytes)
+        body = decode_body(data, ChatCompletionRequest)
+        asked = chat_request(body, origin("chatcmpl"))
+        return answer(body, [asked], asked.request_id, asked.sampling.logprobs)
+
+    async def completions(request: Request) -> Response:
+        data = await read_json_body(request, config.max_body_bytes)
+        body = decode_body(data, CompletionRequest)
+        source = origin("cmpl")
+        asked = completion_requests(body, source, max_prompts=config.max_prompts)
+        return answer(body, asked, source.request_id, body.logprobs)
+
+    app.post(
+        "/v1/chat/completions",
+        summary="Answer a conversation",
+        tags=["openai"],
+        **describe_generation(ChatCompletionRequest),
+    )(chat_completions)
+    app.post(
+        "/v1/completions",
+        summary="Continue a text",
+        tags=["openai"],
+        **describe_generation(CompletionRequest),
+    )(completions)
+
+
+def _add_models(app: FastAPI, backend: Backend) -> None:
+    @app.get("/v1/models", summary="List the models", tags=["openai"])
+    async def models() -> Response:
+        entries = [entry for card in await backend.models() for entry in _entries(card)]
+        return _json({"object": "list", "data": entries})
+
+    @app.get("/v1/models/{name:path}", summary="Describe one model", tags=["openai"])
+    async def model(name: str) -> Response:
+        for card in await backend.models():
+            for entry in _entries(card):
+                if entry["id"] == name:
+                    return _json(entry)
+        raise ModelNotFound(f"model {name!r} is not served here", param="model")
+
+
+def _entries(card: ModelCard) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": name,
+            "object": "model",
+            "created": card.created,
+            "owned_by": "penstock",
+            "root": card.name,
+            "parent": None,
+            "max_model_len": card.context_length,
+        }
+        for name in (card.name, *card.aliases)
+    ]
+
+
+def _add_status(app: FastAPI, backend: Backend, metrics: Callable[[], bytes]) -> None:
+    @app.get("/live", summary="Whether the process answers", tags=["status"])
+    async def live() -> Response:
+        return _json({"status": "live"})
+
+    @app.get("/ready", summary="Whether every model has a worker", tags=["status"])
+    @app.get("/health", summary="Same as /ready", tags=["status"])
+    async def ready() -> Response:
+        if await backend.is_ready():
+            return _json({"status": "ready"})
+        return _json({"status": "not_ready"}, 503)
+
+    @app.get("/metrics", summary="Prometheus text", tags=["status"])
+    async def metrics_text() -> Response:
+        return Response(metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

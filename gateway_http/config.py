@@ -1,0 +1,33 @@
+"""What an operator may set on the HTTP front."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from runtime.errors import InvalidConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Limits and defaults of the HTTP front. Raises InvalidConfig naming the field.
+
+    `max_body_bytes`: largest request body. `max_prompts`: most prompts in one completions request.
+    `request_timeout_s`: limit of a whole generation in seconds, None for none. `retry_after_s`:
+    the Retry-After of 429 and 503 answers. `headers`: sent with every answer.
+    """
+
+    max_body_bytes: int = 64 * 1024 * 1024
+    max_prompts: int = 128
+    request_timeout_s: float | None = None
+    retry_after_s: int = 1
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no server can run with."""
+        for name in ("max_body_bytes", "max_prompts", "retry_after_s"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} must be at least 1", param=name)
+        if self.request_timeout_s is not None and self.request_timeout_s <= 0:
+            raise InvalidConfig("request_timeout_s must be positive", param="request_timeout_s")
+        for name, value in self.headers.items():
+            if not name.isascii() or not value.isascii() or "\n" in value or "\r" in value:
+                raise InvalidConfig(f"headers: {name!r} is not a plain header", param="headers")

@@ -1,0 +1,80 @@
+"""Errors as OpenAI's clients expect them, made in one place from the error tree."""
+
+import logging
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runtime.errors import InternalError, ServingError
+
+log = logging.getLogger(__name__)
+
+_INTERNAL_TEXT = "the server failed to answer this request"
+_CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
+_RETRYABLE = frozenset({429, 503})
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What went wrong. `param` names the field at fault, `code` is fixed and lower-case."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """The body of every error answer."""
+
+    error: ErrorBody
+
+
+def known_error(failure: BaseException, *, request_id: str = "") -> ServingError:
+    """The error to show for `failure`; what is not ours is logged and shown as a fixed text."""
+    if type(failure) is InternalError or not isinstance(failure, ServingError):
+        log.error("request %s failed", request_id, exc_info=failure)
+        return InternalError(_INTERNAL_TEXT)
+    return failure
+
+
+def error_json(error: ServingError) -> bytes:
+    """The JSON body {"error": {message, type, param, code}}."""
+    body = ErrorBody(error.message, error.openai_type, error.param, error.reason)
+    return msgspec.json.encode(ErrorAnswer(body))
+
+
+def error_headers(status: int, retry_after_s: int) -> list[tuple[bytes, bytes]]:
+    """Content type, and when to come back if that makes sense."""
+    headers = [(b"content-type", b"application/json")]
+    if status in _RETRYABLE:
+        headers.append((b"retry-after", b"%d" % retry_after_s))
+    return headers
+
+
+def error_response(error: ServingError, retry_after_s: int) -> Response:
+    """The whole answer for an error outside a generation."""
+    response = Response(error_json(error), status_code=error.http_status)
+    response.raw_headers.extend(error_headers(error.http_status, retry_after_s))
+    return response
+
+
+def http_error_response(request: Request, failure: Exception) -> Response:
+    """The answer for what the routing refuses: unknown path, wrong method, wrong content type."""
+    assert isinstance(failure, HTTPException)
+    code = _CODES.get(failure.status_code, "invalid_request")
+    text = f"{failure.detail}: {request.method} {request.url.path}"
+    body = ErrorBody(text, "invalid_request_error", None, code)
+    return Response(
+        msgspec.json.encode(ErrorAnswer(body)),
+        status_code=failure.status_code,
+        headers=dict(failure.headers or {}),
+        media_type="application/json",
+    )
+
+
+def error_schema() -> dict[str, Any]:
+    """A reference to the error answer in the OpenAPI document."""
+    return {"$ref": "#/components/schemas/ErrorAnswer"}

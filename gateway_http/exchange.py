@@ -1,0 +1,90 @@
+"""One HTTP request from the outside: its id, its answer's common headers, its counters."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway_http import metrics
+
+log = logging.getLogger(__name__)
+
+EXCHANGE = "penstock.exchange"
+CLIENT_GONE = 499
+
+_PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}")
+
+
+class Exchange:
+    """What the layers of one request share. `send` is the server's own, without layers between."""
+
+    __slots__ = ("first_delta_s", "headers", "request_id", "send", "started_s", "status")
+
+    def __init__(self, send: Send, request_id: str, common: list[tuple[bytes, bytes]]) -> None:
+        self.send = send
+        self.request_id = request_id
+        self.headers = [(b"x-request-id", request_id.encode()), *common]
+        self.status = 0
+        self.started_s = time.monotonic()
+        self.first_delta_s: float | None = None
+
+    def mark_first_delta(self) -> None:
+        """Note the time to the first token."""
+        if self.first_delta_s is None:
+            self.first_delta_s = time.monotonic() - self.started_s
+
+
+def request_id_of(scope: Scope) -> str:
+    """The client's x-request-id if it is a plain token of at most 128 bytes, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex
+
+
+class GatewayApp(FastAPI):
+    """FastAPI with the exchange around it. An exception that reaches it was answered already."""
+
+    common_headers: list[tuple[bytes, bytes]]
+
+    def set_common_headers(self, headers: Mapping[str, str]) -> None:
+        """Send these with every answer."""
+        self.common_headers = [
+            (name.lower().encode(), value.encode()) for name, value in headers.items()
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        exchange = Exchange(send, request_id_of(scope), self.common_headers)
+        scope[EXCHANGE] = exchange
+
+        async def outer_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *exchange.headers]
+            await send(message)
+
+        metrics.IN_FLIGHT.inc()
+        try:
+            await super().__call__(scope, receive, outer_send)
+        except Exception:
+            # Starlette answers with 500 first and then raises again.
+            log.exception("request %s failed", exchange.request_id)
+        finally:
+            metrics.IN_FLIGHT.dec()
+            _record(scope, exchange)
+
+
+def _record(scope: Scope, exchange: Exchange) -> None:
+    endpoint = getattr(scope.get("route"), "path", "other")
+    metrics.REQUESTS.labels(endpoint, str(exchange.status or CLIENT_GONE)).inc()
+    metrics.DURATION.labels(endpoint).observe(time.monotonic() - exchange.started_s)
+    if exchange.first_delta_s is not None:
+        metrics.FIRST_DELTA.labels(endpoint).observe(exchange.first_delta_s)

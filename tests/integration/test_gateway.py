@@ -1,0 +1,433 @@
+"""The HTTP front over real sockets, with the clients that people use."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import openai
+import pytest
+
+from gateway_http.app import create_app
+from gateway_http.config import GatewayConfig
+from gateway_http.http_server import HttpServer
+from runtime.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidConfig,
+    ModelNotFound,
+    ModelNotReady,
+    Overloaded,
+    WorkerLost,
+)
+from tests.contracts.scripted_backend import ScriptedBackend
+
+WAIT_S = 5.0
+CHAT = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}]}
+TEXT = {"model": "toy", "prompt": "Hi"}
+
+
+@asynccontextmanager
+async def serving(
+    backend: ScriptedBackend, config: GatewayConfig | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    server = HttpServer(create_app(backend, config or GatewayConfig()), host="127.0.0.1", port=0)
+    url = await server.start()
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as client:
+            yield client
+    finally:
+        await server.stop(0.5)
+
+
+@asynccontextmanager
+async def openai_for(client: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
+    base_url = str(client.base_url.join("v1"))
+    async with openai.AsyncOpenAI(
+        base_url=base_url, api_key="none", max_retries=0, timeout=WAIT_S
+    ) as made:
+        yield made
+
+
+def events(text: str) -> list[dict]:
+    """The JSON of each event; the end mark is checked and left out."""
+    assert text.endswith("data: [DONE]\n\n")
+    return [json.loads(part.removeprefix("data: ")) for part in text.split("\n\n")[:-2]]
+
+
+async def wait_for(event: asyncio.Event) -> None:
+    async with asyncio.timeout(WAIT_S):
+        await event.wait()
+
+
+async def test_a_streamed_chat_is_read_by_the_async_openai_client():
+    async with serving(ScriptedBackend()) as http, openai_for(http) as client:
+        stream = await client.chat.completions.create(
+            **CHAT, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "Paris é\n"
+    assert [c.choices[0].finish_reason for c in chunks[:-1]][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.prompt_tokens == 5
+    assert chunks[-1].usage.total_tokens == 8
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens == 2
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_a_whole_chat_is_read_by_the_async_openai_client():
+    async with serving(ScriptedBackend()) as http, openai_for(http) as client:
+        answer = await client.chat.completions.create(**CHAT)
+    assert answer.choices[0].message.content == "Paris é\n"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens == 3
+    assert answer.model == "toy"
+    assert answer.id.startswith("chatcmpl-")
+
+
+async def test_the_synchronous_openai_client_streams_too():
+    def ask(url: str) -> str:
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=WAIT_S) as client:
+            stream = client.completions.create(**TEXT, stream=True)
+            return "".join(chunk.choices[0].text for chunk in stream)
+
+    async with serving(ScriptedBackend()) as http:
+        text = await asyncio.to_thread(ask, str(http.base_url.join("v1")))
+    assert text == "Paris é\n"
+
+
+async def test_whole_and_streamed_completions_have_the_same_text():
+    async with serving(ScriptedBackend()) as http, openai_for(http) as client:
+        whole = await client.completions.create(**TEXT, n=2)
+        stream = await client.completions.create(**TEXT, n=2, stream=True)
+        parts = [chunk.choices[0] async for chunk in stream]
+    for index in (0, 1):
+        joined = "".join(part.text for part in parts if part.index == index)
+        assert joined == whole.choices[index].text == "Paris é\n"
+    assert whole.object == "text_completion"
+
+
+async def test_chat_log_probabilities_have_openai_shape_in_both_ways():
+    options = {**CHAT, "logprobs": True, "top_logprobs": 2}
+    async with serving(ScriptedBackend()) as http, openai_for(http) as client:
+        whole = await client.chat.completions.create(**options)
+        stream = await client.chat.completions.create(**options, stream=True)
+        streamed = [
+            entry
+            async for chunk in stream
+            if chunk.choices[0].logprobs
+            for entry in chunk.choices[0].logprobs.content
+        ]
+    content = whole.choices[0].logprobs.content
+    assert [entry.token for entry in content] == ["Par", "is", " é\n"]
+    assert content[2].bytes == [32, 195, 169, 10]
+    assert [other.token for other in content[0].top_logprobs] == ["Par", "~"]
+    assert [entry.model_dump() for entry in streamed] == [entry.model_dump() for entry in content]
+
+
+async def test_completion_log_probabilities_have_openai_shape_in_both_ways():
+    options = {**TEXT, "logprobs": 2}
+    async with serving(ScriptedBackend()) as http, openai_for(http) as client:
+        whole = (await client.completions.create(**options)).choices[0].logprobs
+        stream = await client.completions.create(**options, stream=True)
+        parts = [chunk.choices[0].logprobs async for chunk in stream]
+    assert whole.tokens == ["Par", "is", " é\n"]
+    assert whole.text_offset == [0, 3, 5]
+    assert whole.token_logprobs == [-0.25] * 3
+    assert whole.top_logprobs[1] == {"is": -0.25, "~": -2.5}
+    assert [offset for part in parts if part for offset in part.text_offset] == [0, 3, 5]
+
+
+async def test_each_prompt_of_a_list_gets_its_own_indexes():
+    backend = ScriptedBackend("a", "b")
+    async with serving(backend) as http, openai_for(http) as client:
+        body = {"model": "toy", "prompt": ["x", "y", "z"], "n": 2}
+        whole = await client.completions.create(**body)
+        stream = await client.completions.create(**body, stream=True)
+        seen = {chunk.choices[0].index async for chunk in stream}
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3, 4, 5]
+    assert seen == {0, 1, 2, 3, 4, 5}
+    assert whole.usage.prompt_tokens == 15
+    assert len({request.request_id for request in backend.requests}) == 6
+    assert {request.prompt for request in backend.requests} == {"x", "y", "z"}
+
+
+async def test_token_prompts_reach_the_backend_as_tokens():
+    backend = ScriptedBackend()
+    async with serving(backend) as http:
+        for prompt in ([1, 2, 3], [[4, 5], [6]]):
+            await http.post("/v1/completions", json={"model": "toy", "prompt": prompt})
+    assert [list(request.prompt_token_ids) for request in backend.requests] == [
+        [1, 2, 3],
+        [4, 5],
+        [6],
+    ]
+
+
+async def test_continuous_usage_counts_up_on_every_chunk():
+    body = {**CHAT, "stream": True, "stream_options": {"continuous_usage_stats": True}}
+    async with serving(ScriptedBackend()) as http:
+        chunks = events((await http.post("/v1/chat/completions", json=body)).text)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 1, 2, 3, 3, 3]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {5}
+
+
+async def test_models_and_their_aliases_are_listed_and_found():
+    async with serving(ScriptedBackend()) as http, openai_for(http) as client:
+        names = [model.id async for model in client.models.list()]
+        one = await client.models.retrieve("toy-alias")
+        with pytest.raises(openai.NotFoundError) as refused:
+            await client.models.retrieve("org/other")
+    assert names == ["toy", "toy-alias"]
+    assert one.created == 1_700_000_000
+    assert refused.value.code == "model_not_found"
+
+
+async def test_status_pages_follow_the_backend():
+    backend = ScriptedBackend()
+    async with serving(backend) as http:
+        assert [(await http.get(path)).status_code for path in ("/live", "/ready", "/health")] == [
+            200
+        ] * 3
+        backend.ready = False
+        assert [(await http.get(path)).status_code for path in ("/live", "/ready", "/health")] == [
+            200,
+            503,
+            503,
+        ]
+
+
+async def test_metrics_count_requests_by_endpoint_and_status():
+    async with serving(ScriptedBackend()) as http:
+        await http.post("/v1/completions", json=TEXT)
+        text = (await http.get("/metrics")).text
+    assert 'penstock_gateway_requests_total{endpoint="/v1/completions",status="200"}' in text
+    assert "penstock_gateway_time_to_first_token_seconds_count" in text
+
+
+async def test_the_document_describes_bodies_and_errors():
+    async with serving(ScriptedBackend()) as http:
+        document = (await http.get("/openapi.json")).json()
+        assert (await http.get("/docs")).status_code == 200
+    operation = document["paths"]["/v1/chat/completions"]["post"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schema = document["components"]["schemas"][reference.rpartition("/")[2]]
+    assert {"messages", "model"} <= set(schema["required"])
+    assert {"400", "404", "413", "429", "503", "504"} <= set(operation["responses"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "raised"),
+    [
+        (ModelNotFound("no such model", param="model"), 404, openai.NotFoundError),
+        (ContextLengthExceeded("too long"), 400, openai.BadRequestError),
+        (Overloaded("busy"), 429, openai.RateLimitError),
+        (ModelNotReady("starting"), 503, openai.InternalServerError),
+        (DeadlineExceeded("late"), 504, openai.InternalServerError),
+        (EngineFailed("broken"), 500, openai.InternalServerError),
+        (Cancelled("gone"), 499, openai.APIStatusError),
+    ],
+)
+async def test_an_error_before_the_first_token_has_its_own_status(error, status, raised, stream):
+    async with serving(ScriptedBackend(error)) as http, openai_for(http) as client:
+        with pytest.raises(raised) as refused:
+            await client.chat.completions.create(**CHAT, stream=stream)
+    assert refused.value.status_code == status
+    assert refused.value.code == type(error).reason
+    assert refused.value.type == type(error).openai_type
+    assert error.message in refused.value.message
+    assert ("retry-after" in refused.value.response.headers) == (status in (429, 503))
+
+
+async def test_an_error_after_the_first_token_is_an_event_without_a_normal_end():
+    async with serving(ScriptedBackend("Par", WorkerLost("worker lost"))) as http:
+        answer = await http.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        async with openai_for(http) as client:
+            stream = await client.chat.completions.create(**CHAT, stream=True)
+            with pytest.raises(openai.APIError, match="worker lost"):
+                _ = [chunk async for chunk in stream]
+    assert answer.status_code == 200
+    assert "[DONE]" not in answer.text
+    last = json.loads(answer.text.rstrip().rpartition("\n\n")[2].removeprefix("data: "))
+    assert last["error"]["code"] == "worker_lost"
+
+
+async def test_one_failing_prompt_ends_the_others():
+    gate = asyncio.Event()
+    backend = ScriptedBackend(gate, EngineFailed("broken"))
+    async with serving(backend) as http:
+        body = {"model": "toy", "prompt": ["a", "b"]}
+        gate.set()
+        answer = await http.post("/v1/completions", json=body)
+        await wait_for(backend.cancelled)
+    assert answer.status_code == 500
+    assert backend.running == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_unexpected_exception_is_answered_with_a_fixed_text(stream, caplog):
+    async with serving(ScriptedBackend(KeyError("secret detail"))) as http:
+        answer = await http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "secret detail" in caplog.text
+    assert answer.json()["error"]["code"] == "internal"
+
+
+@pytest.mark.parametrize(
+    ("send", "status", "code", "param"),
+    [
+        ({"content": b"{"}, 400, "invalid_request", None),
+        ({"content": b"\xff\xfe"}, 400, "invalid_request", None),
+        ({"json": {"model": "toy"}}, 400, "invalid_request", "messages"),
+        ({"json": {**CHAT, "max_tokens": "16"}}, 400, "invalid_request", "max_tokens"),
+        ({"json": {**CHAT, "temperature": 9}}, 400, "invalid_request", "temperature"),
+        ({"json": {**CHAT, "tools": [{"type": "function"}]}}, 400, "unsupported_value", "tools"),
+        ({"content": b"x" * 5000}, 413, "request_too_large", None),
+    ],
+)
+async def test_bad_bodies_are_refused_and_the_next_request_works(send, status, code, param):
+    headers = {"content-type": "application/json"}
+    async with serving(ScriptedBackend(), GatewayConfig(max_body_bytes=4096)) as http:
+        answer = await http.post("/v1/chat/completions", headers=headers, **send)
+        assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["type"] == "invalid_request_error"
+
+
+async def test_a_body_of_unknown_length_is_limited_too():
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 1000
+
+    headers = {"content-type": "application/json"}
+    async with serving(ScriptedBackend(), GatewayConfig(max_body_bytes=4096)) as http:
+        answer = await http.post("/v1/chat/completions", content=parts(), headers=headers)
+    assert answer.status_code == 413
+
+
+async def test_routing_refusals_have_the_same_shape():
+    async with serving(ScriptedBackend()) as http:
+        unknown = await http.get("/v2/nothing")
+        method = await http.get("/v1/completions")
+        kind = await http.post("/v1/completions", data={"a": "b"})
+    assert [(a.status_code, a.json()["error"]["code"]) for a in (unknown, method, kind)] == [
+        (404, "unknown_url"),
+        (405, "method_not_allowed"),
+        (415, "unsupported_media_type"),
+    ]
+    assert method.headers["allow"] == "POST"
+
+
+async def test_request_ids_are_taken_over_or_made():
+    async with serving(ScriptedBackend(), GatewayConfig(headers={"X-Served-By": "here"})) as http:
+        for path, body in (
+            ("/v1/completions", TEXT),
+            ("/v1/completions", {**TEXT, "stream": True}),
+        ):
+            given = await http.post(path, json=body, headers={"x-request-id": "abc-1"})
+            assert given.headers.get_list("x-request-id") == ["abc-1"]
+            assert given.headers["x-served-by"] == "here"
+        odd = await http.get("/v1/models", headers={"x-request-id": 'a b"<'})
+        missing = await http.get("/nothing")
+    assert odd.headers["x-request-id"].isalnum()
+    assert missing.headers["x-request-id"].isalnum()
+
+
+async def test_streams_are_marked_as_uncacheable_and_unbuffered():
+    async with serving(ScriptedBackend()) as http:
+        answer = await http.post("/v1/completions", json={**TEXT, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_the_first_token_cancels(stream):
+    backend = ScriptedBackend(asyncio.Event())
+    async with serving(backend) as http, asyncio.TaskGroup() as group:
+        asked = group.create_task(
+            http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        )
+        await wait_for(backend.started)
+        asked.cancel()
+        await wait_for(backend.cancelled)
+    assert backend.running == 0
+
+
+async def test_a_client_that_leaves_between_tokens_cancels():
+    backend = ScriptedBackend("Par", asyncio.Event())
+    async with serving(backend) as http:
+        body = {**CHAT, "stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            await anext(answer.aiter_lines())
+        await wait_for(backend.cancelled)
+    assert backend.running == 0
+
+
+async def test_a_client_that_leaves_cancels_all_its_prompts():
+    backend = ScriptedBackend("a", asyncio.Event())
+    async with serving(backend) as http:
+        body = {"model": "toy", "prompt": ["x", "y", "z"], "stream": True}
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            await anext(answer.aiter_lines())
+        await wait_for(backend.cancelled)
+    assert backend.running == 0
+
+
+async def test_a_stop_lets_streams_finish():
+    gate = asyncio.Event()
+    backend = ScriptedBackend("Par", gate, "is")
+    server = HttpServer(create_app(backend, GatewayConfig()), host="127.0.0.1", port=0)
+    url = await server.start()
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
+        asyncio.TaskGroup() as group,
+    ):
+        body = {**CHAT, "stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            assert server.in_flight == 1
+            stopping = group.create_task(server.stop(WAIT_S))
+            gate.set()
+            rest = [line async for line in lines]
+        await stopping
+    assert rest[-2] == "data: [DONE]" or "data: [DONE]" in rest
+    assert server.in_flight == 0
+    assert backend.running == 0
+
+
+async def test_a_stop_past_its_limit_ends_streams_with_an_error_event():
+    backend = ScriptedBackend("Par", asyncio.Event())
+    server = HttpServer(create_app(backend, GatewayConfig()), host="127.0.0.1", port=0)
+    url = await server.start()
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
+        asyncio.TaskGroup() as group,
+    ):
+        body = {**CHAT, "stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            stopping = group.create_task(server.stop(0.05))
+            rest = "\n".join([line async for line in lines])
+        await stopping
+    assert '"code":"draining"' in rest
+    assert "[DONE]" not in rest
+    assert backend.running == 0
+    assert server.in_flight == 0
+
+
+async def test_a_taken_port_is_a_configuration_error():
+    async with serving(ScriptedBackend()) as http:
+        app = create_app(ScriptedBackend(), GatewayConfig())
+        second = HttpServer(app, host="127.0.0.1", port=http.base_url.port)
+        with pytest.raises(InvalidConfig, match="cannot listen"):
+            await second.start()
