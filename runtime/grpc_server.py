@@ -117,8 +117,10 @@ class GrpcServer:
         async with asyncio.TaskGroup() as tasks:
             # grpc's own wait is only the latest end: it returns before handlers' `finally`.
             tasks.create_task(server.stop(drain_s + _STOP_GRACE_S))
-            if not await self._dispatch.wait_idle(drain_s):
+            idle = await self._dispatch.wait_idle(drain_s)
+            if not idle:
                 self._dispatch.stop_streams()
-                await self._dispatch.wait_idle(_STOP_GRACE_S / 2)
-            await server.stop(None)
+                idle = await self._dispatch.wait_idle(_STOP_GRACE_S / 2)
+            # An idle server may still be sending the last statuses.
+            await server.stop(_STOP_GRACE_S / 2 if idle else None)
         await self._dispatch.wait_idle(None)
