@@ -17,7 +17,7 @@ from worker.engine import EngineInfo
 
 STRUCTURED_OUTPUT_LIMIT_BYTES = 64 * 1024
 STRUCTURED_OUTPUT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "json": (str, dict, bool),
+    "json": (str, dict),
     "regex": str,
     "choice": list,
     "grammar": str,

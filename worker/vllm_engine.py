@@ -1,0 +1,243 @@
+"""The Engine contract over vLLM's AsyncLLM: tokens in, tokens out, text never."""
+
+import asyncio
+import logging
+import shutil
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+from runtime.errors import EngineFailed, InvalidRequest, WorkerLost
+from wire.sampling import Sampling
+from wire.tokens import TokenRequest, TokenSink
+from worker.engine import EngineInfo, EngineLoad
+from worker.request_check import check_request
+from worker.vllm_params import deltas, sampling_params, serving_error, unexpected_end
+from worker.vllm_start import StartedVllm, VllmSettings, build_vllm
+from worker.vllm_stats import LoadRecord
+
+log = logging.getLogger(__name__)
+
+WARM_UP_TIMEOUT_S = 300.0
+SHUTDOWN_TIMEOUT_S = 8.0
+
+
+class _Entry:
+    """A running request. `sink` is None once nothing may reach it any more."""
+
+    def __init__(self, request: TokenRequest, sink: TokenSink) -> None:
+        self.request = request
+        self.sink: TokenSink | None = sink
+        self.task: asyncio.Task[None] | None = None
+
+
+class VllmEngine:
+    """Engine. `build` comes first, before the event loop runs; see worker/vllm_start.py.
+
+    Requests are tasks of a group that `start` opens and `close` leaves; one more watches vLLM's
+    own output task, which ends when the engine is dead.
+    """
+
+    info: EngineInfo
+
+    def __init__(self, settings: VllmSettings) -> None:
+        self.failure: str | None = None
+        self._settings = settings
+        self._load = LoadRecord()
+        self._started: StartedVllm | None = None
+        self._llm: Any = None
+        self._requests: dict[str, _Entry] = {}
+        self._failed = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._stack = AsyncExitStack()
+        self._watcher: asyncio.Task[None] | None = None
+
+    def build(self) -> None:
+        """Load the model: blocking, once, in the main thread; raises InvalidConfig, EngineFailed."""
+        self._started = build_vllm(self._settings, self._load.logger)
+        self._llm = self._started.llm
+
+    async def start(self) -> EngineInfo:
+        """Answer warm-up requests; the first with log probabilities compiles for seconds."""
+        if self._started is None:
+            raise EngineFailed("the engine was not built")
+        await self._stack.enter_async_context(self._tasks)
+        # Cached inside vLLM: from now on a request is known there before its first await ends.
+        await self._llm.get_supported_tasks()
+        self.info = engine_info(self._started)
+        self._watcher = self._tasks.create_task(self._watch(), name="vllm watcher")
+        try:
+            async with asyncio.timeout(WARM_UP_TIMEOUT_S):
+                await self._warm_up(Sampling(temperature=0, max_tokens=2))
+                await self._warm_up(Sampling(temperature=0, max_tokens=2, logprobs=1))
+        except TimeoutError:
+            raise EngineFailed("the engine did not answer its warm-up request") from None
+        return self.info
+
+    def submit(self, request: TokenRequest, sink: TokenSink) -> None:
+        """Check a request and begin it."""
+        if self.failure is not None:
+            raise WorkerLost(self.failure)
+        request_id = request.request_id
+        if request_id in self._requests:
+            raise InvalidRequest(
+                f"request id {request_id!r} is already running", param="request_id"
+            )
+        request = check_request(request, self.info)
+        params = sampling_params(request.sampling)
+        entry = _Entry(request, sink)
+        self._requests[request_id] = entry
+        entry.task = self._tasks.create_task(self._run(entry, params), name=f"vllm {request_id}")
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; closing vLLM's generator aborts it in the engine."""
+        entry = self._requests.pop(request_id, None)
+        if entry is not None and entry.task is not None:
+            entry.sink = None
+            entry.task.cancel()
+
+    def load(self) -> EngineLoad:
+        """The load after the engine's last step."""
+        return self._load.load()
+
+    async def probe(self, timeout_s: float) -> None:
+        """Make the engine answer a call: its own health check misses a dead input thread."""
+        if self.failure is not None or self._llm.errored:
+            raise EngineFailed(self.failure or "the engine is in error")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._llm.is_sleeping()
+        except TimeoutError:
+            raise
+        except Exception as error:
+            raise EngineFailed(f"the engine does not answer: {error}") from error
+
+    async def wait_failed(self) -> str:
+        """Wait until the engine is dead."""
+        await self._failed.wait()
+        return self.failure or ""
+
+    async def close(self) -> None:
+        """Fail what runs, end the engine's processes. Takes up to `SHUTDOWN_TIMEOUT_S`."""
+        self._end("the engine was stopped")
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await self._stack.aclose()
+        if self._started is not None:
+            started, self._started = self._started, None
+            await asyncio.to_thread(started.llm.shutdown, SHUTDOWN_TIMEOUT_S)
+            shutil.rmtree(started.rpc_folder, ignore_errors=True)
+
+    async def _run(self, entry: _Entry, params: Any) -> None:
+        try:
+            await self._generate(entry, params)
+        except Exception as error:
+            failure = serving_error(error, entry.request)
+            if isinstance(failure, EngineFailed):
+                log.exception("request %s failed in the engine", entry.request.request_id)
+            self._fail(entry, failure)
+        finally:
+            # An id may be running again: only this entry's own place is given up.
+            if self._requests.get(entry.request.request_id) is entry:
+                del self._requests[entry.request.request_id]
+
+    async def _generate(self, entry: _Entry, params: Any) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        request = entry.request
+        outputs = self._llm.generate(
+            tokens_input(request.token_ids, cache_salt=request.cache_salt),
+            params,
+            request.request_id,
+            priority=request.priority,
+            data_parallel_rank=request.data_parallel_rank,
+            session_id=request.session_id,
+        )
+        first, open_choices = True, request.sampling.n
+        async with aclosing(outputs):
+            async for output in outputs:
+                found = deltas(output, first=first)
+                first = False
+                failure = unexpected_end(found)
+                if failure is not None:
+                    raise failure
+                open_choices -= sum(delta.finish_reason is not None for delta in found)
+                if open_choices == 0:
+                    del self._requests[request.request_id]
+                for delta in found:
+                    if entry.sink is not None:
+                        entry.sink.put(delta)
+        if open_choices:
+            raise EngineFailed("the engine ended the request without its end")
+
+    def _fail(self, entry: _Entry, error: Any) -> None:
+        sink, entry.sink = entry.sink, None
+        if sink is not None:
+            self._requests.pop(entry.request.request_id, None)
+            sink.fail(error)
+
+    async def _watch(self) -> None:
+        handler = self._llm.output_handler
+        await asyncio.wait([handler])
+        self._end("the engine died")
+        self._failed.set()
+
+    def _end(self, reason: str) -> None:
+        if self.failure is not None:
+            return
+        self.failure = reason
+        for request_id, entry in list(self._requests.items()):
+            sink = entry.sink
+            self.cancel(request_id)
+            if sink is not None:
+                sink.fail(WorkerLost(reason))
+
+    async def _warm_up(self, sampling: Sampling) -> None:
+        request = TokenRequest(
+            request_id="warm-up",
+            token_ids=[min(100, self.info.vocab_size - 1)] * 8,
+            sampling=sampling,
+        )
+        sink = _WarmUpSink()
+        self.submit(request, sink)
+        await sink.done
+
+
+class _WarmUpSink:
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def put(self, delta: Any) -> None:
+        if delta.finish_reason is not None and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Any) -> None:
+        if not self.done.done():
+            self.done.set_exception(EngineFailed(f"warm-up failed: {error.message}"))
+
+
+def engine_info(started: StartedVllm) -> EngineInfo:
+    """Read the engine's facts from its configuration."""
+    config = started.config
+    model, cache = config.model_config, config.cache_config
+    vocab_size = model.get_vocab_size()
+    max_logprobs = model.max_logprobs
+    return EngineInfo(
+        kind="vllm",
+        vocab_size=vocab_size,
+        context_length=model.max_model_len,
+        block_size=cache.block_size,
+        kv_blocks=cache.num_gpu_blocks or 0,
+        eos_token_ids=_eos_token_ids(started),
+        max_logprobs=vocab_size if max_logprobs == -1 else max_logprobs,
+        data_parallel_size=config.parallel_config.data_parallel_size,
+    )
+
+
+def _eos_token_ids(started: StartedVllm) -> tuple[int, ...]:
+    found: list[int] = []
+    own = getattr(started.llm.tokenizer, "eos_token_id", None)
+    more = started.config.model_config.try_get_generation_config().get("eos_token_id")
+    for value in (own, *(more if isinstance(more, list) else [more])):
+        if isinstance(value, int) and value not in found:
+            found.append(value)
+    return tuple(found)
