@@ -1,5 +1,6 @@
 """One HTTP request from the outside: its id, its answer's common headers, its counters."""
 
+import asyncio
 import logging
 import re
 import time
@@ -47,7 +48,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 class GatewayApp(FastAPI):
-    """FastAPI with the exchange around it. An exception that reaches it was answered already."""
+    """FastAPI with the exchange around each request."""
 
     common_headers: list[tuple[bytes, bytes]]
 
@@ -74,6 +75,10 @@ class GatewayApp(FastAPI):
         metrics.IN_FLIGHT.inc()
         try:
             await super().__call__(scope, receive, outer_send)
+        except asyncio.CancelledError:
+            # The server stops. What has been answered with an error needs no trace in the log.
+            if not exchange.status:
+                raise
         except Exception:
             # Starlette answers with 500 first and then raises again.
             log.exception("request %s failed", exchange.request_id)

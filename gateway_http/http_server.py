@@ -1,24 +1,33 @@
 """An HTTP/1.1 server for one ASGI application, inside an event loop that others use too.
 
-uvicorn does the protocol; its signal handlers and its main loop are left out, since the process
-that embeds it owns signals and tasks.
+uvicorn's protocol class does the work; its Server, with its signal handlers and polling loops, is
+left out, since the process that embeds this owns signals and tasks.
 """
 
 import asyncio
+import logging
 import socket
 from email.utils import formatdate
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from runtime.errors import InvalidConfig
+
+log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _CANCEL_S = 5.0
 
 
 class HttpServer:
-    """Serves `app` on host:port; port 0 takes a free one. Start and stop it once."""
+    """Serves `app` on host:port; port 0 takes a free one. Start and stop it once.
+
+    `keep_alive_s`: how long an idle connection stays open. `reuse_port`: several processes may
+    listen on the same port.
+    """
 
     def __init__(
         self,
@@ -33,62 +42,67 @@ class HttpServer:
         self._host = host
         self._port = port
         self._reuse_port = reuse_port
-        self._socket: socket.socket | None = None
+        self._state = ServerState()
+        self._listener: asyncio.Server | None = None
         self._clock: asyncio.TimerHandle | None = None
-        config = uvicorn.Config(
+        self._config = uvicorn.Config(
             app,
+            http=HttpToolsProtocol,
             loop="none",
-            http="httptools",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=access_log,
-            server_header=False,
             proxy_headers=False,
             timeout_keep_alive=keep_alive_s,
-            backlog=_BACKLOG,
         )
-        config.load()
-        self._config = config
-        self._server = uvicorn.Server(config)
-        self._server.lifespan = config.lifespan_class(config)
+        self._config.load()
 
     @property
     def in_flight(self) -> int:
         """Requests being answered."""
-        return len(self._server.server_state.tasks)
+        return len(self._state.tasks)
 
     async def start(self) -> str:
         """Listen; the returned URL has the real port. Raises InvalidConfig if it cannot."""
         listening = self._bind()
-        self._socket = listening
         self._tick()
-        await self._server.startup(sockets=[listening])
-        port = listening.getsockname()[1]
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            lambda: HttpToolsProtocol(self._config, self._state, {}),
+            sock=listening,
+            backlog=_BACKLOG,
+        )
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{port}"
+        return f"http://{host}:{listening.getsockname()[1]}"
 
     async def stop(self, drain_s: float) -> None:
         """Refuse new connections, let requests finish for `drain_s` seconds, cancel the rest.
 
-        Returns when every request's task has ended, so that what they use can be closed.
+        Returns when every request's task has ended (a task that resists its cancellation is given
+        5 s), so that what they use can be closed. Idempotent.
         """
-        if self._socket is None:
+        if self._listener is None:
             return
-        # uvicorn takes whole seconds by its types and any number in fact; 0 would mean no wait
-        # at all before the first look.
-        self._config.timeout_graceful_shutdown = max(drain_s, 0.001)  # type: ignore[assignment]
-        await self._server.shutdown(sockets=[self._socket])
+        self._listener.close()
+        self._listener = None
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        await self._wait_idle(drain_s)
+        if self._state.tasks:
+            log.warning("%d requests ran past the drain limit: cancelled", len(self._state.tasks))
+            for task in list(self._state.tasks):
+                task.cancel()
+            await self._wait_idle(_CANCEL_S)
+        for connection in list(self._state.connections):
+            if connection.transport is not None:
+                connection.transport.close()
         if self._clock is not None:
             self._clock.cancel()
-        self._socket = None
-        tasks = set(self._server.server_state.tasks)
-        if tasks:
-            await asyncio.wait(tasks, timeout=_CANCEL_S)
-        for connection in list(self._server.server_state.connections):
-            transport = connection.transport
-            if transport is not None:
-                transport.close()
+
+    async def _wait_idle(self, limit_s: float) -> None:
+        if self._state.tasks:
+            await asyncio.wait(set(self._state.tasks), timeout=limit_s)
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -100,8 +114,8 @@ class HttpServer:
             if self._reuse_port:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listening.bind((self._host, self._port))
-            listening.listen(_BACKLOG)
             listening.setblocking(False)
+            listening.listen(_BACKLOG)
         except OSError as error:
             listening.close()
             raise InvalidConfig(
@@ -112,5 +126,5 @@ class HttpServer:
 
     def _tick(self) -> None:
         date = formatdate(usegmt=True).encode()
-        self._server.server_state.default_headers = [(b"date", date)]
+        self._state.default_headers = [(b"date", date)]
         self._clock = asyncio.get_running_loop().call_later(1.0, self._tick)
