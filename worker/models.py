@@ -54,7 +54,7 @@ def resolve_model(
     if ref == BUNDLED_ALIAS:
         return ResolvedModel(path=_prepared(_bundled_file(), cache_dir, progress), name=ref)
     path = Path(ref).expanduser()
-    if path.is_dir():
+    if ref and path.is_dir():
         return ResolvedModel(path=_checked(path.resolve()), name=path.resolve().name)
     if path.is_file():
         return ResolvedModel(path=_prepared(path, cache_dir, progress), name=path.stem)
