@@ -52,7 +52,7 @@ class VllmEngine:
         self._watcher: asyncio.Task[None] | None = None
 
     def build(self) -> None:
-        """Load the model: blocking, once, in the main thread; raises InvalidConfig, EngineFailed."""
+        """Load the model: blocking, in the main thread; raises InvalidConfig, EngineFailed."""
         self._started = build_vllm(self._settings, self._load.logger)
         self._llm = self._started.llm
 
@@ -64,10 +64,11 @@ class VllmEngine:
         # Cached inside vLLM: from now on a request is known there before its first await ends.
         await self._llm.get_supported_tasks()
         self.info = engine_info(self._started)
-        self._watcher = self._tasks.create_task(self._watch(), name="vllm watcher")
         try:
             async with asyncio.timeout(WARM_UP_TIMEOUT_S):
                 await self._warm_up(Sampling(temperature=0, max_tokens=2))
+                # vLLM's output task exists from the first request on.
+                self._watcher = self._tasks.create_task(self._watch(), name="vllm watcher")
                 await self._warm_up(Sampling(temperature=0, max_tokens=2, logprobs=1))
         except TimeoutError:
             raise EngineFailed("the engine did not answer its warm-up request") from None
@@ -126,6 +127,8 @@ class VllmEngine:
             started, self._started = self._started, None
             await asyncio.to_thread(started.llm.shutdown, SHUTDOWN_TIMEOUT_S)
             shutil.rmtree(started.rpc_folder, ignore_errors=True)
+            # At the interpreter's end its finalizer would find half of vLLM gone.
+            self._llm = None
 
     async def _run(self, entry: _Entry, params: Any) -> None:
         try:

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ def build_vllm(settings: VllmSettings, stat_logger: Any) -> StartedVllm:
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
         },
     )
+    # vLLM's own use of what torch has deprecated; nobody who runs a worker can act on it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
@@ -80,11 +83,11 @@ def build_vllm(settings: VllmSettings, stat_logger: Any) -> StartedVllm:
 
 
 def _write_environment(values: Mapping[str, str], defaults: Mapping[str, str]) -> None:
-    # The one place that writes it: vLLM has no other way in for these. `defaults` yield to what
-    # the user has set.
-    os.environ.update(values)
+    # vLLM has no other way in for these. `defaults` yield to what the user has set.
+    environment = os.environ  # noqa: TID251 - written, and here only
+    environment.update(values)
     for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        environment.setdefault(name, value)
 
 
 def _rpc_folder() -> Path:
