@@ -33,7 +33,9 @@ with triton.InferenceServerClient(ADDRESS) as client:
         model,
         [
             tensor("messages", json.dumps([{"role": "user", "content": QUESTION}]).encode()),
-            tensor("sampling_parameters", json.dumps({"temperature": 0, "max_tokens": 64}).encode()),
+            tensor(
+                "sampling_parameters", json.dumps({"temperature": 0, "max_tokens": 64}).encode()
+            ),
             tensor("stream", True),
         ],
         request_id="1",

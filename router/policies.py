@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from router.router import Choice, RouteRequest, Router, RouterEvent, WorkerJoined, WorkerLeft
+from router.router import Choice, Router, RouteRequest, RouterEvent, WorkerJoined, WorkerLeft
 
 
 class _Members:
@@ -69,7 +69,7 @@ class Random(_Stateless):
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
-        self._random = random.Random(seed)  # noqa: S311 - load balancing, not cryptography
+        self._random = random.Random(seed)
 
     def choose(self, request: RouteRequest, now: float) -> Choice | None:
         """Pick a worker at random."""

@@ -4,7 +4,7 @@ A back end keeps small records under a lease and tells watchers about them. It d
 a record's value.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,7 +68,7 @@ class Discovery(Protocol):
         """Register or replace a record under a lease."""
         ...
 
-    def watch(self, kind: str) -> AsyncIterator[Change]:
+    def watch(self, kind: str) -> AsyncGenerator[Change, None]:
         """Yield a Snapshot of `kind`, then its changes, until closed."""
         ...
 

@@ -92,9 +92,7 @@ class DataPlane:
         self._flights[generation] = flight
         self._idle.clear()
         if model.codec.is_long(request):
-            future = loop.run_in_executor(
-                self._text_threads, model.codec.encode_request, request
-            )
+            future = loop.run_in_executor(self._text_threads, model.codec.encode_request, request)
             future.add_done_callback(lambda done: self._encoded(generation, done))
             return generation
         try:
@@ -197,9 +195,7 @@ class DataPlane:
         generation.fail(DeadlineExceeded("the deadline passed before the final response"))
 
 
-def token_request(
-    request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard
-) -> TokenRequest:
+def token_request(request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard) -> TokenRequest:
     """Build the worker's request; raises ContextLengthExceeded when the prompt leaves no room.
 
     `max_tokens` becomes the room left when it is absent or larger, as vLLM clips it.

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
-from pathlib import Path
 
 import msgspec
 
@@ -73,9 +72,10 @@ class Fleet:
 
     async def run(self) -> None:
         """Follow discovery until cancelled."""
-        async with asyncio.TaskGroup() as group, aclosing(
-            self._discovery.watch(INSTANCE_KIND)
-        ) as changes:
+        async with (
+            asyncio.TaskGroup() as group,
+            aclosing(self._discovery.watch(INSTANCE_KIND)) as changes,
+        ):
             async for change in changes:
                 match change:
                     case Snapshot(records=records):

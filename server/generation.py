@@ -27,8 +27,9 @@ class Generation:
     Deltas are decoded when they arrive, so that a stop string ends the engine's work at once, and
     merge until `take`: a slow client costs memory bounded by its own text. `on_ready` is called
     when there is something to take and was nothing before; for a request that does not stream,
-    only at its end. Set it before control
-    returns to the event loop. Call `take` until it returns None, the final delta, or raises. Exactly one end: a delta with usage, an error from `take`, or `cancel`.
+    only at its end. Set it before control returns to the event loop. Call `take` until it returns
+    None, the final delta, or raises. Exactly one end: a delta with usage, an error from `take`,
+    or `cancel`.
     """
 
     def __init__(self, request: GenerateRequest, owner: GenerationOwner) -> None:
@@ -52,7 +53,7 @@ class Generation:
     def begin(self, codec: TextCodec, prompt: EncodedPrompt) -> None:
         """Set what is known once the prompt is encoded."""
         count = self.request.sampling.n
-        self._decoders = [codec.decoder(self.request, index) for index in range(count)]
+        self._decoders = [codec.decoder(self.request, index, prompt) for index in range(count)]
         self._prompt_tokens = len(prompt.token_ids)
         if self.request.echo:
             text = prompt.text if prompt.text is not None else codec.text_of(prompt.token_ids)
@@ -109,9 +110,7 @@ class Generation:
             return None
         self._signalled = False
         pending, self._pending = self._pending, {}
-        delta = GenerateDelta(
-            choices=list(pending.values()), prompt_tokens=self._prompt_tokens
-        )
+        delta = GenerateDelta(choices=list(pending.values()), prompt_tokens=self._prompt_tokens)
         if complete:
             self._final_taken = True
             delta.usage = Usage(
@@ -119,6 +118,12 @@ class Generation:
                 completion_tokens=self._completion_tokens,
                 cached_tokens=self._cached_tokens,
             )
+        return delta
+
+    def whole(self) -> GenerateDelta:
+        """Return the whole answer of a request that does not stream, once `on_ready` came."""
+        delta = self.take()
+        assert delta is not None, "on_ready comes at the end only when nothing streams"
         return delta
 
     def _merge(self, fresh: ChoiceDelta) -> None:
@@ -137,11 +142,11 @@ def _nobody() -> None:
 
 
 def merge_choice(held: ChoiceDelta, fresh: ChoiceDelta) -> None:
-    """Append `fresh` to `held`, both of one choice and in this order."""
+    """Append `fresh` to `held`, both of one choice and in this order; `held` grows in place."""
     held.text += fresh.text
-    held.token_ids = held.token_ids + fresh.token_ids
+    held.token_ids += fresh.token_ids
     if fresh.logprobs is not None:
-        held.logprobs = (held.logprobs or []) + fresh.logprobs
+        held.logprobs = [*(held.logprobs or ()), *fresh.logprobs]
     if fresh.cumulative_logprob is not None:
         held.cumulative_logprob = fresh.cumulative_logprob
     held.finish_reason = fresh.finish_reason

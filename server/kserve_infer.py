@@ -43,10 +43,9 @@ class InferCalls:
         generation.on_ready = ready.set
         try:
             await ready.wait()
-            delta = generation.take()
+            return encode_text_response(request, selection, generation.whole())
         finally:
             generation.cancel()
-        return encode_text_response(request, selection, delta)
 
     def stream(self, call: Call) -> "InferStream":
         """ModelStreamInfer: concurrent requests, each answered by one or more responses."""

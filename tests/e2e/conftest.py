@@ -68,9 +68,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         ready = wait_for_file(ready_path, process, log_path)
-        yield Served(
-            process=process, grpc=ready["grpc"], http=ready["http"], discovery=discovery
-        )
+        yield Served(process=process, grpc=ready["grpc"], http=ready["http"], discovery=discovery)
     finally:
         family = [psutil.Process(process.pid)] if process.poll() is None else []
         family += [child for member in family for child in member.children(recursive=True)]

@@ -139,9 +139,7 @@ async def test_the_asyncio_triton_client_gets_the_same_answers(
     assert (text_of(streamed), ids_of(streamed)) == reference
 
 
-def test_openai_answers_agree_with_triton(
-    served: Served, reference: tuple[str, list[int]]
-) -> None:
+def test_openai_answers_agree_with_triton(served: Served, reference: tuple[str, list[int]]) -> None:
     client = openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", timeout=WAIT_S)
     ask: Any = {"model": MODEL, "messages": QUESTION, **SAMPLING}
     whole = client.chat.completions.create(**ask)
