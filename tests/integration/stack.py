@@ -1,0 +1,113 @@
+"""A whole fleet in one process and event loop: front door and simulated workers over real gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from runtime.discovery import Lease, Record
+from runtime.discovery_memory import MemoryDiscovery
+from runtime.grpc_server import GrpcServer
+from server.config import FrontDoorConfig
+from server.front_door import FrontDoor
+from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
+from wire.pool import POOL, rpc_types
+from worker.card import make_card
+from worker.service import WorkerService
+from worker.sim_engine import SimConfig, SimEngine
+
+WAIT_S = 10.0
+
+
+class SimWorker:
+    """One simulated worker on a port of its own."""
+
+    def __init__(self, name: str, card: ModelCard, engine: SimEngine) -> None:
+        self.name = name
+        self.card = card
+        self.engine = engine
+        self.service = WorkerService(engine, card)
+        self.server = grpc_server(self.service.service)
+        self.lease: Lease | None = None
+        self.address = ""
+
+    async def start(self, discovery: MemoryDiscovery) -> None:
+        await self.engine.start()
+        self.address = await self.server.start()
+        instance = WorkerInstance(
+            instance_id=self.name, address=self.address, card=self.card, engine="sim"
+        )
+        value = msgspec.json.encode(instance)
+        self.lease = await discovery.register(Record(kind=INSTANCE_KIND, id=self.name, value=value))
+
+    async def stop(self) -> None:
+        await self.server.stop(0.0)
+        await self.engine.close()
+
+
+class Stack:
+    """The front door, its address and its workers."""
+
+    def __init__(self, door: FrontDoor, grpc: str, workers: list[SimWorker]) -> None:
+        self.door = door
+        self.grpc = grpc
+        self.workers = workers
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Let the loop turn until `condition()` holds, at most WAIT_S seconds."""
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                await asyncio.sleep(0)
+
+    @property
+    def engine_load(self) -> int:
+        """Requests running or waiting in any engine."""
+        loads = [worker.engine.load() for worker in self.workers]
+        return sum(load.running + load.waiting for load in loads)
+
+
+def grpc_server(*services: object) -> GrpcServer:
+    return GrpcServer(
+        services=services,  # type: ignore[arg-type]
+        rpc_types=rpc_types,
+        pool=POOL,
+        host="127.0.0.1",
+        port=0,
+    )
+
+
+@asynccontextmanager
+async def running_stack(
+    model_folder: Path,
+    *,
+    workers: int = 1,
+    config: FrontDoorConfig | None = None,
+    sim: SimConfig | None = None,
+) -> AsyncIterator[Stack]:
+    """Start everything, wait until it is ready, and stop it all at the end."""
+    discovery = MemoryDiscovery()
+    door = FrontDoor(config or FrontDoorConfig(), discovery)
+    async with AsyncExitStack() as resources, asyncio.TaskGroup() as tasks:
+        resources.push_async_callback(discovery.close)
+        started = []
+        for number in range(workers):
+            engine = SimEngine(sim or SimConfig())
+            card = make_card(model_folder, "sim", engine.info)
+            worker = SimWorker(f"worker-{number}", card, engine)
+            await worker.start(discovery)
+            resources.push_async_callback(worker.stop)
+            started.append(worker)
+        running = tasks.create_task(door.run())
+        server = grpc_server(*door.services)
+        address = await server.start()
+        stack = Stack(door, address, started)
+        try:
+            await stack.wait_until(
+                lambda: sum(len(m.links) for m in door._fleet.models()) == workers
+            )
+            yield stack
+        finally:
+            await server.stop(0.0)
+            running.cancel()

@@ -1,0 +1,289 @@
+"""The KServe text service over real gRPC with simulated engines."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.errors import InvalidRequest, ModelNotFound, ServingError, WorkerLost
+from runtime.grpc_client import ClientStream, RpcChannel
+from tests.integration.stack import WAIT_S, Stack, running_stack
+from wire import inference_pb2 as pb
+from wire.pool import rpc_types
+from worker.sim_engine import SimConfig
+from worker.sim_timing import SimTiming
+
+SERVICE = "inference.GRPCInferenceService"
+SLOW = SimConfig(timing=SimTiming())
+
+
+@pytest.fixture
+async def stack(model_folder: Path) -> AsyncIterator[Stack]:
+    async with running_stack(model_folder) as running:
+        yield running
+
+
+@pytest.fixture
+async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
+    opened = RpcChannel(stack.grpc, rpc_types=rpc_types)
+    yield opened
+    await opened.close()
+
+
+def ask(request_id: str = "", *, stream: bool = True, model: str = "sim", **parameters: Any) -> Any:
+    """A request with `text_input` and sampling parameters as JSON."""
+    sampling = {"max_tokens": 8, "temperature": 0} | parameters
+    inputs = {"text_input": b"Hello there", "sampling_parameters": json.dumps(sampling).encode()}
+    request = pb.ModelInferRequest(model_name=model, id=request_id)
+    for name, value in inputs.items():
+        add_bytes(request, name, value)
+    request.inputs.add(name="return_output_ids", datatype="BOOL", shape=[1])
+    request.raw_input_contents.append(b"\1")
+    if stream:
+        request.inputs.add(name="stream", datatype="BOOL", shape=[1])
+        request.raw_input_contents.append(b"\1")
+    return request
+
+
+def add_bytes(request: Any, name: str, value: bytes) -> None:
+    request.inputs.add(name=name, datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
+
+
+def outputs(response: Any) -> dict[str, bytes]:
+    return dict(zip((o.name for o in response.outputs), response.raw_output_contents, strict=True))
+
+
+def text_of(response: Any) -> str:
+    return outputs(response)["text_output"][4:].decode()
+
+
+def ids_of(response: Any) -> list[int]:
+    raw = outputs(response)["output_ids"]
+    return [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
+
+
+def is_final(response: Any) -> bool:
+    final: bool = response.parameters["triton_final_response"].bool_param
+    return final
+
+
+async def infer(channel: RpcChannel, request: Any) -> Any:
+    return await channel.unary(SERVICE, "ModelInfer", request, timeout_s=WAIT_S)
+
+
+async def read(stream: ClientStream, finals: int = 1) -> list[Any]:
+    """Read until `finals` requests have ended, each by a final response or an error."""
+    answers: list[Any] = []
+    async with asyncio.timeout(WAIT_S):
+        async for answer in stream:
+            answers.append(answer)
+            finals -= bool(answer.error_message) or is_final(answer.infer_response)
+            if finals == 0:
+                break
+    return answers
+
+
+def open_stream(channel: RpcChannel, **metadata: str) -> ClientStream:
+    return channel.stream(SERVICE, "ModelStreamInfer", metadata=metadata)
+
+
+async def test_a_stream_joins_to_the_unary_answer_and_carries_usage(channel: RpcChannel) -> None:
+    whole = await infer(channel, ask("u", stream=False))
+    async with open_stream(channel) as stream:
+        stream.send(ask("s"))
+        answers = [answer.infer_response for answer in await read(stream)]
+    prompt, answer = text_of(whole)[:11], text_of(whole)[11:]
+    assert prompt == "Hello there"
+    assert "".join(map(text_of, answers)) == answer
+    assert [i for part in answers for i in ids_of(part)] == ids_of(whole)
+    assert {part.id for part in answers} == {"s"}
+    assert [is_final(part) for part in answers] == [False] * (len(answers) - 1) + [True]
+    usage = answers[-1].parameters
+    assert usage["completion_tokens"].int64_param == 8
+    assert usage["prompt_tokens"].int64_param == 2
+
+
+async def test_every_request_of_a_stream_is_answered_under_its_own_id(channel: RpcChannel) -> None:
+    async with open_stream(channel) as stream:
+        for number in range(50):
+            stream.send(ask(str(number), seed=number, temperature=1))
+        stream.half_close()
+        answers = [answer.infer_response async for answer in stream]
+    ended = [answer.id for answer in answers if is_final(answer)]
+    assert sorted(ended) == sorted(map(str, range(50)))
+    assert all(sum(len(ids_of(a)) for a in answers if a.id == i) == 8 for i in ended)
+
+
+async def test_an_empty_stream_ends_well(channel: RpcChannel) -> None:
+    async with open_stream(channel) as stream:
+        stream.half_close()
+        assert [answer async for answer in stream] == []
+
+
+async def test_an_error_is_in_band_and_the_stream_lives_on(channel: RpcChannel) -> None:
+    async with open_stream(channel) as stream:
+        stream.send(ask("bad", temperature=9))
+        stream.send(ask("worse", model="nobody"))
+        stream.send(ask("good"))
+        answers = await read(stream, finals=3)
+    errors = {a.infer_response.id: a.error_message for a in answers if a.error_message}
+    assert errors.keys() == {"bad", "worse"}
+    assert "temperature" in errors["bad"]
+    assert "nobody" in errors["worse"]
+    assert answers[-1].infer_response.id == "good"
+
+
+async def test_a_client_may_ask_for_the_error_as_the_status_of_the_stream(
+    channel: RpcChannel,
+) -> None:
+    async with open_stream(channel, triton_grpc_error="true") as stream:
+        stream.send(ask("bad", temperature=9))
+        with pytest.raises(InvalidRequest, match="temperature"):
+            await read(stream)
+
+
+@pytest.mark.parametrize("version", ["2", "x"])
+async def test_an_unknown_version_is_not_found(channel: RpcChannel, version: str) -> None:
+    request = ask(stream=False)
+    request.model_version = version
+    with pytest.raises(ModelNotFound, match=version):
+        await infer(channel, request)
+
+
+async def test_cancelling_a_stream_frees_the_engine(model_folder: Path) -> None:
+    async with running_stack(model_folder, sim=SLOW) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        async with open_stream(channel) as stream:
+            for name in ("a", "b"):
+                stream.send(ask(name, max_tokens=4000))
+            await anext(aiter(stream))
+            await stack.wait_until(lambda: stack.engine_load == 2)
+        await stack.wait_until(lambda: stack.engine_load == 0)
+        assert stack.door.in_flight == 0
+        await channel.close()
+
+
+async def test_a_cancelled_unary_call_frees_the_engine(model_folder: Path) -> None:
+    async with running_stack(model_folder, sim=SLOW) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(infer(channel, ask(stream=False, max_tokens=4000)))
+            await stack.wait_until(lambda: stack.engine_load == 1)
+            call.cancel()
+        await stack.wait_until(lambda: stack.engine_load == 0)
+        await channel.close()
+
+
+async def test_a_deadline_ends_the_request_and_frees_the_engine(model_folder: Path) -> None:
+    async with running_stack(model_folder, sim=SLOW) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        request = ask("late", max_tokens=4000)
+        request.parameters["timeout"].int64_param = 100_000  # µs
+        async with open_stream(channel) as stream:
+            stream.send(request)
+            answers = await read(stream)
+        assert "deadline" in answers[-1].error_message
+        await stack.wait_until(lambda: stack.engine_load == 0)
+        await channel.close()
+
+
+async def test_a_dead_worker_fails_each_of_its_requests_once(model_folder: Path) -> None:
+    async with running_stack(model_folder, workers=2, sim=SLOW) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        async with open_stream(channel) as stream:
+            for number in range(6):
+                stream.send(ask(str(number), max_tokens=50))
+            await stack.wait_until(lambda: stack.engine_load == 6)
+            stack.workers[0].engine.die("it burned")
+            answers = await read(stream, finals=6)
+        failed = [a.infer_response.id for a in answers if a.error_message]
+        ended = [
+            a.infer_response.id
+            for a in answers
+            if not a.error_message and is_final(a.infer_response)
+        ]
+        assert len(failed) == 3
+        assert sorted(failed + ended) == [str(number) for number in range(6)]
+        await channel.close()
+
+
+async def test_a_withdrawn_worker_finishes_its_requests_and_gets_no_new_ones(
+    model_folder: Path,
+) -> None:
+    async with running_stack(model_folder, sim=SLOW) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        async with open_stream(channel) as stream:
+            stream.send(ask("old", max_tokens=40))
+            await stack.wait_until(lambda: stack.engine_load == 1)
+            lease = stack.workers[0].lease
+            assert lease is not None
+            await lease.withdraw()
+            await stack.wait_until(lambda: not stack.door.is_ready())
+            stream.send(ask("new"))
+            answers = await read(stream, finals=2)
+        errors = {a.infer_response.id: a.error_message for a in answers if a.error_message}
+        assert errors.keys() == {"new"}
+        assert "no ready worker" in errors["new"]
+        assert sum(len(ids_of(a.infer_response)) for a in answers if not a.error_message) == 40
+        await channel.close()
+
+
+async def test_a_prompt_that_leaves_no_room_is_refused_before_any_worker_sees_it(
+    channel: RpcChannel, stack: Stack
+) -> None:
+    request = ask(stream=False)
+    del request.inputs[0], request.raw_input_contents[0]
+    context = stack.workers[0].card.context_length
+    request.inputs.add(name="input_ids", datatype="INT32", shape=[context])
+    request.raw_input_contents.append(b"\5\0\0\0" * context)
+    with pytest.raises(ServingError, match=f"context is {context} tokens"):
+        await infer(channel, request)
+
+
+async def test_a_slow_reader_gets_fewer_larger_deltas_and_loses_nothing(
+    channel: RpcChannel,
+) -> None:
+    async with open_stream(channel) as stream:
+        for number in range(20):
+            stream.send(ask(str(number), max_tokens=400))
+        stream.half_close()
+        answers = [answer.infer_response async for answer in stream]
+    assert sum(len(ids_of(answer)) for answer in answers) == 20 * 400
+    assert len(answers) < 20 * 400
+
+
+async def test_draining_refuses_new_requests_and_finishes_running_ones(
+    model_folder: Path,
+) -> None:
+    async with running_stack(model_folder, sim=SLOW) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        async with open_stream(channel) as stream:
+            stream.send(ask("old", max_tokens=40))
+            await stack.wait_until(lambda: stack.engine_load == 1)
+            stack.door.drain()
+            stream.send(ask("new"))
+            answers = await read(stream, finals=2)
+        assert [a.infer_response.id for a in answers if a.error_message] == ["new"]
+        async with asyncio.timeout(WAIT_S):
+            await stack.door.wait_idle()
+        await channel.close()
+
+
+async def test_without_a_worker_the_model_is_known_and_not_ready(model_folder: Path) -> None:
+    async with running_stack(model_folder) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        await stack.workers[0].server.stop(0.0)
+        await stack.wait_until(lambda: not stack.door.is_ready())
+        ready = await channel.unary(
+            SERVICE, "ModelReady", pb.ModelReadyRequest(name="sim"), timeout_s=WAIT_S
+        )
+        assert not ready.ready
+        with pytest.raises(ServingError) as caught:
+            await infer(channel, ask(stream=False))
+        assert caught.value.reason == "model_not_ready"
+        assert not isinstance(caught.value, WorkerLost)
+        await channel.close()
