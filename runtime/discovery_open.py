@@ -1,0 +1,28 @@
+"""Opens the discovery back end that the configuration names."""
+
+from pathlib import Path
+
+from runtime.discovery import Discovery
+from runtime.errors import InvalidConfig
+
+KINDS = ("memory", "file")
+
+
+def open_discovery(kind: str, path: str | None) -> Discovery:
+    """Return a back end: `memory`, or `file` in folder `path`; raises InvalidConfig.
+
+    Only the chosen one's libraries are imported.
+    """
+    if kind == "memory":
+        from runtime.discovery_memory import MemoryDiscovery  # noqa: PLC0415
+
+        return MemoryDiscovery()
+    if kind == "file":
+        if not path:
+            raise InvalidConfig(
+                "discovery 'file' needs a folder: --discovery-path", param="discovery_path"
+            )
+        from runtime.discovery_file import FileDiscovery  # noqa: PLC0415
+
+        return FileDiscovery(Path(path))
+    raise InvalidConfig(f"discovery {kind!r} is not one of: {', '.join(KINDS)}", param="discovery")

@@ -1,0 +1,59 @@
+"""Facts about operating system processes: who lives, and dying together with a parent."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_STATE_FIELD, _START_FIELD = 0, 19  # in /proc/PID/stat, counted behind the command's ")"
+
+
+def start_mark(pid: int) -> str | None:
+    """Return what tells this process from a later one with the same pid; None if it is gone.
+
+    A zombie counts as gone. Without /proc (macOS) the mark is "" as long as the pid exists.
+    """
+    if not sys.platform.startswith("linux"):
+        return "" if _pid_exists(pid) else None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if fields[_STATE_FIELD] in "ZX" else fields[_START_FIELD]
+
+
+def pid_place() -> str:
+    """Return the scope in which this process's pid means something: boot and pid namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return os.uname().nodename
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies; a no-op off Linux.
+
+    Call it from the main thread right after start. Exits at once if `parent_pid`, the parent that
+    was meant, is already gone. The kernel's "parent" is the thread that forked: start children
+    from a thread that stays.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        os._exit(128 + signal.SIGTERM)
+
+
+def _pid_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
