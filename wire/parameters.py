@@ -1,4 +1,4 @@
-"""Request parameters: plain values out of InferParameter, and the reserved ones checked.
+"""Parameters: plain values in and out of InferParameter, the reserved ones checked.
 
 Reserved names and their types: Triton's extension_parameters.md, extension_sequence.md and
 extension_schedule_policy.md. `lora_name` and `cache_salt` are vLLM's words.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from runtime.errors import InvalidRequest
+from wire.generate import Usage
 from wire.inference_pb2 import InferParameter
 
 Value = bool | int | float | str
@@ -24,6 +25,8 @@ _RESERVED = {
     "triton_enable_empty_final_response": ("bool_param",),
 }
 MAX_INT64 = 2**63 - 1
+FINAL = "triton_final_response"
+"""Response parameter: whether the request is over. Clients take a response without it as final."""
 
 
 class RequestParameters(NamedTuple):
@@ -96,10 +99,32 @@ def set_parameter(target: Mapping[str, InferParameter], name: str, value: Value)
         parameter.string_param = value
 
 
-def parameter_value(parameter: InferParameter) -> Value | None:
-    """The value, or None when the peer's proto knows a type that ours does not."""
-    field = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, field) if field else None
+def plain_parameter(parameters: Mapping[str, InferParameter], name: str) -> Any:
+    """One parameter's value, or None when it is not there."""
+    return _plain(parameters[name]) if name in parameters else None
+
+
+def int_parameter(parameters: Mapping[str, InferParameter], name: str) -> int | None:
+    """One int64 parameter's value, or None when it is not there."""
+    return parameters[name].int64_param if name in parameters else None
+
+
+def write_usage(target: Mapping[str, InferParameter], usage: Usage) -> None:
+    """Set a final response's token counts (int64)."""
+    set_parameter(target, "prompt_tokens", usage.prompt_tokens)
+    set_parameter(target, "completion_tokens", usage.completion_tokens)
+    set_parameter(target, "cached_tokens", usage.cached_tokens)
+
+
+def read_usage(parameters: Mapping[str, InferParameter]) -> Usage | None:
+    """A final response's token counts, or None when it carries none."""
+    if "completion_tokens" not in parameters or "prompt_tokens" not in parameters:
+        return None
+    return Usage(
+        prompt_tokens=parameters["prompt_tokens"].int64_param,
+        completion_tokens=parameters["completion_tokens"].int64_param,
+        cached_tokens=int_parameter(parameters, "cached_tokens") or 0,
+    )
 
 
 def _value(name: str, parameter: InferParameter) -> Any:
@@ -112,6 +137,12 @@ def _value(name: str, parameter: InferParameter) -> Any:
         wanted = " or ".join(it.removesuffix("_param") for it in allowed)
         got = field.removesuffix("_param") if field else "nothing"
         raise InvalidRequest(f"{name}: expected {wanted}, got {got}", param=name)
+    return _plain(parameter)
+
+
+def _plain(parameter: InferParameter) -> Any:
+    # None when the peer's proto knows a type that ours does not.
+    field = parameter.WhichOneof("parameter_choice")
     return getattr(parameter, field) if field else None
 
 

@@ -74,6 +74,7 @@ ALIASES = {
     "num_return_sequences": "n",
     "request_output_len": "max_tokens",
     "random_seed": "seed",
+    "end_id": "stop_token_ids",
     "runtime_top_k": "top_k",
     "runtime_top_p": "top_p",
     "sampling_param_max_tokens": "max_tokens",

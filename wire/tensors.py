@@ -151,8 +151,8 @@ def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Ar
     if len(raw) != want:
         raise _bad(name, f"shape {list(shape)} of {datatype} needs {want} bytes, got {len(raw)}")
     if datatype == "BOOL":
-        return (np.frombuffer(raw, np.uint8) != 0).reshape(shape)
-    stored: Array = np.frombuffer(raw, kind.stored).reshape(shape)
+        return np.frombuffer(raw, np.uint8).astype(np.bool_).reshape(shape)
+    stored = np.frombuffer(raw, kind.stored).reshape(shape)
     return _from_bf16(stored) if datatype == "BF16" else stored
 
 

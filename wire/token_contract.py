@@ -8,7 +8,7 @@ requests with slots (see wire.frames) and cancels them on the stream they came o
 import struct
 from array import array
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,7 +16,16 @@ from runtime.errors import InternalError, InvalidRequest
 from wire.generate import Usage
 from wire.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from wire.logprobs import finite
-from wire.parameters import parameter_value, read_parameters, set_parameter, write_parameters
+from wire.parameters import (
+    FINAL,
+    int_parameter,
+    plain_parameter,
+    read_parameters,
+    read_usage,
+    set_parameter,
+    write_parameters,
+    write_usage,
+)
 from wire.sampling_inputs import JSON_INPUT, SAMPLING_TENSORS, read_sampling, sampling_json
 from wire.tensors import (
     INTEGERS,
@@ -34,7 +43,6 @@ _RANK = "data_parallel_rank"
 _CHOICE = "choice"
 _STOP_REASON = "stop_reason"
 _FINISH = {reason.label: reason for reason in FinishReason}
-_FINAL = "triton_final_response"
 _Input = ModelInferRequest.InferInputTensor
 
 
@@ -164,7 +172,7 @@ def encode_token_response(
         if positions is not None:
             add_output(message, name, "BYTES", (1,), [_logprobs_json(positions)])
     parameters = message.parameters
-    set_parameter(parameters, _FINAL, final)
+    set_parameter(parameters, FINAL, final)
     if delta.index:
         set_parameter(parameters, _CHOICE, delta.index)
     if delta.stop_reason is not None:
@@ -176,24 +184,6 @@ def encode_token_response(
     return message
 
 
-def write_usage(target: Mapping[str, InferParameter], usage: Usage) -> None:
-    """Set a final response's token counts (int64)."""
-    set_parameter(target, "prompt_tokens", usage.prompt_tokens)
-    set_parameter(target, "completion_tokens", usage.completion_tokens)
-    set_parameter(target, "cached_tokens", usage.cached_tokens)
-
-
-def read_usage(parameters: Mapping[str, InferParameter]) -> Usage | None:
-    """A final response's token counts, or None when it carries none."""
-    if "completion_tokens" not in parameters or "prompt_tokens" not in parameters:
-        return None
-    return Usage(
-        prompt_tokens=parameters["prompt_tokens"].int64_param,
-        completion_tokens=parameters["completion_tokens"].int64_param,
-        cached_tokens=_number(parameters, "cached_tokens") or 0,
-    )
-
-
 def decode_token_response(message: ModelInferResponse) -> TokenResponse:
     """Read what `encode_token_response` wrote; raises InternalError for anything else."""
     tensors = decode_outputs(message)
@@ -201,20 +191,20 @@ def decode_token_response(message: ModelInferResponse) -> TokenResponse:
     try:
         finish = tensors["finish_reason"].values.ravel().tolist()[0].decode()
         delta = TokenDelta(
-            index=_number(parameters, _CHOICE) or 0,
+            index=int_parameter(parameters, _CHOICE) or 0,
             token_ids=tensors["output_ids"].values.ravel().tolist(),
             finish_reason=None if finish == "None" else _FINISH[finish],
-            stop_reason=_plain(parameters, _STOP_REASON),
+            stop_reason=plain_parameter(parameters, _STOP_REASON),
             logprobs=_read_logprobs(tensors.get("logprobs")),
             prompt_logprobs=_read_logprobs(tensors.get("prompt_logprobs")),
-            cached_tokens=_number(parameters, "cached_tokens"),
+            cached_tokens=int_parameter(parameters, "cached_tokens"),
         )
     except (KeyError, IndexError, ValueError, AttributeError, msgspec.DecodeError) as error:
         raise InternalError(f"malformed response of a worker: {error!r}") from error
     return TokenResponse(
         request_id=message.id,
         delta=delta,
-        final=_plain(parameters, _FINAL) is True,
+        final=plain_parameter(parameters, FINAL) is True,
         usage=read_usage(parameters),
     )
 
@@ -242,16 +232,8 @@ def _read_logprobs(tensor: Tensor | None) -> list[Position] | None:
     ]
 
 
-def _plain(parameters: Mapping[str, InferParameter], name: str) -> Any:
-    return parameter_value(parameters[name]) if name in parameters else None
-
-
-def _number(parameters: Mapping[str, InferParameter], name: str) -> int | None:
-    return parameters[name].int64_param if name in parameters else None
-
-
 def _natural(parameters: Mapping[str, InferParameter], name: str) -> int | None:
-    value = _plain(parameters, name)
+    value = plain_parameter(parameters, name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -1,0 +1,88 @@
+"""The text contract's names: every input and output, once, for the decoder and the metadata.
+
+Inputs and outputs are those of Triton's vLLM backend; aliases are Triton's and TensorRT-LLM's.
+"""
+
+import msgspec
+
+from wire.sampling_inputs import BOOL, FLOAT, INT, INTS, JSON, JSON_INPUT, SAMPLING_TENSORS, TEXT
+from wire.sampling_inputs import Kind as Kind
+
+PROMPTS = {
+    "text_input": "text_input",
+    "prompt": "text_input",
+    "QUERY": "text_input",
+    "input_ids": "input_ids",
+    "messages": "messages",
+}
+"""Input name to what it is; exactly one of them stands in a request."""
+
+OUTPUT_FLAGS = {
+    "return_finish_reason": "finish_reason",
+    "return_output_ids": "output_ids",
+    "return_logprobs": "logprobs",
+    "return_log_probs": "logprobs",
+    "return_cumulative_logprob": "cumulative_logprob",
+    "return_num_input_tokens": "num_input_tokens",
+    "return_num_output_tokens": "num_output_tokens",
+}
+"""Input name to the output it switches on."""
+
+OUTPUTS = {
+    "text_output": "BYTES",
+    "finish_reason": "BYTES",
+    "output_ids": "INT32",
+    "logprobs": "BYTES",
+    "cumulative_logprob": "FP32",
+    "num_input_tokens": "UINT32",
+    "num_output_tokens": "UINT32",
+}
+"""Output name to datatype, in the order they are sent."""
+
+STREAM = "stream"
+EXCLUDE = "exclude_input_in_output"
+FLAGS = {
+    "stream": STREAM,
+    "streaming": STREAM,
+    "exclude_input_in_output": EXCLUDE,
+    "sampling_param_exclude_input_from_output": EXCLUDE,
+} | {name: name for name in OUTPUT_FLAGS}
+"""Boolean inputs, also taken as request parameters, to what they set."""
+
+NEUTRAL = {
+    "embedding_request": (BOOL, False),
+    "beam_width": (INT, 1),
+    "length_penalty": (FLOAT, 1.0),
+    "return_context_logits": (BOOL, False),
+    "return_generation_logits": (BOOL, False),
+    "return_perf_metrics": (BOOL, False),
+}
+"""Inputs that clients send for features not offered here: only this value is accepted."""
+
+IGNORED = {"pad_id": INT}
+"""Inputs without a meaning here: a prompt is never padded."""
+
+INPUT_LENGTHS = "input_lengths"
+IMAGE = "image"
+
+TEXT_INPUTS: dict[str, Kind] = (
+    {name: TEXT for name, prompt in PROMPTS.items() if prompt == "text_input"}
+    | {"input_ids": INTS, INPUT_LENGTHS: INT, "messages": JSON, JSON_INPUT: JSON}
+    | dict.fromkeys(FLAGS, BOOL)
+    | SAMPLING_TENSORS
+    | {name: kind for name, (kind, _) in NEUTRAL.items()}
+    | IGNORED
+)
+"""Every accepted input tensor."""
+
+
+class OutputSelection(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request's responses look like.
+
+    `outputs` are the names sent, in the order of OUTPUTS: switched on, and asked for unless the
+    request names no outputs. `typed` mirrors typed contents; `batched` answers [1, n] shapes.
+    """
+
+    outputs: tuple[str, ...] = ("text_output",)
+    typed: bool = False
+    batched: bool = False

@@ -1,0 +1,237 @@
+"""The text contract's requests: a ModelInferRequest to a GenerateRequest, and back.
+
+What is accepted and why: Triton's vLLM backend (src/model.py of triton-inference-server/
+vllm_backend), with the names of TensorRT-LLM's and Dynamo's clients; see wire.text_inputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from runtime.errors import InvalidRequest, Unsupported
+from runtime.rpc import CallInfo
+from wire.generate import GenerateRequest
+from wire.inference_pb2 import ModelInferRequest
+from wire.parameters import plain_parameter, read_parameters, set_parameter, write_parameters
+from wire.sampling_inputs import (
+    BOOL,
+    INT,
+    JSON,
+    JSON_INPUT,
+    TEXT,
+    read_sampling,
+    sampling_json,
+    tensor_value,
+)
+from wire.tensors import Tensor, add_input, decode_inputs, is_typed
+from wire.text_inputs import (
+    EXCLUDE,
+    FLAGS,
+    IMAGE,
+    INPUT_LENGTHS,
+    NEUTRAL,
+    OUTPUT_FLAGS,
+    OUTPUTS,
+    PROMPTS,
+    STREAM,
+    TEXT_INPUTS,
+    OutputSelection,
+)
+from wire.token_contract import read_token_ids
+
+__all__ = ["OutputSelection", "decode_text_request", "encode_text_request"]
+
+ECHO = "penstock_echo"
+"""Request parameter of our own gateway: the prompt comes first even where Triton refuses it."""
+
+
+class _Chat(msgspec.Struct, forbid_unknown_fields=True):
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+def decode_text_request(
+    message: ModelInferRequest, info: CallInfo, *, streaming_rpc: bool
+) -> tuple[GenerateRequest, OutputSelection]:
+    """Read a client's request and what its answer shall hold.
+
+    `request_id` is the client's own and may be empty or repeat; `timeout_s` is its `timeout`
+    parameter and `deadline_s` the rpc's deadline. Raises InvalidRequest naming the field, or
+    Unsupported.
+    """
+    tensors = decode_inputs(message)
+    _check_names(tensors)
+    parameters = read_parameters(message.parameters)
+    prompt = _prompt_tensor(tensors)
+    sampling, lora_name = read_sampling(tensors, parameters.values)
+    flags = _flags(tensors, parameters.values)
+    stream = flags.get(STREAM, False)
+    _check_stream(flags, stream=stream, streaming_rpc=streaming_rpc)
+    outputs = _outputs(message, flags)
+    if "cumulative_logprob" in outputs and sampling.logprobs is None:
+        sampling = msgspec.structs.replace(sampling, logprobs=0)
+    prompt_fields = _prompt_fields(prompt, tensors)
+    echo = not stream and not flags.get(EXCLUDE, False) and "messages" not in prompt_fields
+    request = GenerateRequest(
+        request_id=message.id,
+        model=message.model_name,
+        sampling=sampling,
+        stream=stream,
+        echo=echo or plain_parameter(message.parameters, ECHO) is True,
+        lora_name=lora_name or parameters.lora_name,
+        priority=parameters.priority,
+        cache_salt=parameters.cache_salt,
+        session_id=parameters.session_id,
+        timeout_s=parameters.timeout_s,
+        deadline_s=info.deadline_s,
+        **prompt_fields,
+    )
+    selection = OutputSelection(
+        outputs=outputs, typed=is_typed(message), batched=len(prompt.shape) == 2
+    )
+    return request, selection
+
+
+def encode_text_request(request: GenerateRequest, selection: OutputSelection) -> ModelInferRequest:
+    """Write a request as a client does; `deadline_s` travels as the rpc's deadline, not in it.
+
+    Raises InvalidRequest for a negative priority, which the protocol has no room for.
+    """
+    message = ModelInferRequest(model_name=request.model, id=request.request_id)
+    lead = (1,) if selection.batched else ()
+
+    def add(name: str, datatype: str, values: list[Any]) -> None:
+        add_input(message, name, datatype, (*lead, len(values)), values, typed=selection.typed)
+
+    if request.messages is not None:
+        add("messages", "BYTES", [_chat_json(request)])
+    elif request.prompt_token_ids is not None:
+        add("input_ids", "INT32", list(request.prompt_token_ids))
+    else:
+        add("text_input", "BYTES", [(request.prompt or "").encode()])
+    add(JSON_INPUT, "BYTES", [sampling_json(request.sampling)])
+    if request.stream:
+        add(STREAM, "BOOL", [True])
+    elif not request.echo:
+        add(EXCLUDE, "BOOL", [True])
+    if request.echo and (request.stream or request.messages is not None):
+        set_parameter(message.parameters, ECHO, True)
+    for flag in _flags_for(selection.outputs):
+        add(flag, "BOOL", [True])
+    if "text_output" not in selection.outputs:
+        # An empty list would ask for everything; an output that is off adds nothing.
+        for name in selection.outputs or ("finish_reason",):
+            message.outputs.add(name=name)
+    write_parameters(
+        message.parameters,
+        lora_name=request.lora_name,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        session_id=request.session_id,
+        timeout_s=request.timeout_s,
+    )
+    return message
+
+
+def _check_names(tensors: Mapping[str, Tensor]) -> None:
+    if IMAGE in tensors:
+        raise Unsupported("image: this model takes no images", param=IMAGE)
+    for name, tensor in tensors.items():
+        if name not in TEXT_INPUTS:
+            raise InvalidRequest(f"unknown input {name!r}", param=name)
+        if name in NEUTRAL:
+            kind, neutral = NEUTRAL[name]
+            if tensor_value(tensor, kind) != neutral:
+                raise Unsupported(f"{name}: only {neutral} is offered", param=name)
+
+
+def _prompt_tensor(tensors: Mapping[str, Tensor]) -> Tensor:
+    given = [name for name in PROMPTS if name in tensors]
+    if not given:
+        raise InvalidRequest("text_input: missing (or input_ids, or messages)", param="text_input")
+    if len(given) > 1:
+        raise InvalidRequest(f"{given[1]}: given beside {given[0]}; send one", param=given[1])
+    return tensors[given[0]]
+
+
+def _prompt_fields(prompt: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    match PROMPTS[prompt.name]:
+        case "input_ids":
+            return {"prompt_token_ids": _token_ids(prompt, tensors.get(INPUT_LENGTHS))}
+        case "messages":
+            return _chat(tensor_value(prompt, JSON))
+        case _:
+            if len(prompt.shape) > 2:
+                raise InvalidRequest(
+                    f"tensor {prompt.name!r}: expected shape [1] or [1,1]", param=prompt.name
+                )
+            return {"prompt": tensor_value(prompt, TEXT)}
+
+
+def _token_ids(prompt: Tensor, lengths: Tensor | None) -> list[int]:
+    ids = read_token_ids(prompt)
+    if lengths is not None and (length := tensor_value(lengths, INT)) != len(ids):
+        raise InvalidRequest(
+            f"{INPUT_LENGTHS}: {length} for {len(ids)} input_ids", param=INPUT_LENGTHS
+        )
+    return ids
+
+
+def _chat(value: Any) -> dict[str, Any]:
+    if isinstance(value, list):
+        value = {"messages": value}
+    try:
+        chat = msgspec.convert(value, _Chat)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"messages: {error}", param="messages") from None
+    return {name: getattr(chat, name) for name in _Chat.__struct_fields__}
+
+
+def _chat_json(request: GenerateRequest) -> bytes:
+    return msgspec.json.encode({name: getattr(request, name) for name in _Chat.__struct_fields__})
+
+
+def _flags(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict[str, bool]:
+    flags = {FLAGS[name]: _bool(name, it) for name, it in parameters.items() if name in FLAGS}
+    for name, tensor in tensors.items():
+        if name in FLAGS:
+            flags[FLAGS[name]] = _bool(name, tensor_value(tensor, BOOL))
+    return flags
+
+
+def _bool(name: str, value: Any) -> bool:
+    try:
+        return msgspec.convert(value, bool, strict=False)
+    except msgspec.ValidationError:
+        raise InvalidRequest(f"{name}: expected a boolean", param=name) from None
+
+
+def _check_stream(flags: Mapping[str, bool], *, stream: bool, streaming_rpc: bool) -> None:
+    if stream and not streaming_rpc:
+        raise InvalidRequest("stream: use ModelStreamInfer to stream", param=STREAM)
+    if stream and flags.get(EXCLUDE) is False:
+        raise InvalidRequest(
+            "Error generating stream: When streaming, `exclude_input_in_output` = False is not "
+            "allowed.",
+            param=EXCLUDE,
+        )
+
+
+def _flags_for(outputs: Sequence[str]) -> list[str]:
+    flag_of = {output: flag for flag, output in reversed(OUTPUT_FLAGS.items())}
+    return [flag_of[name] for name in outputs if name in flag_of]
+
+
+def _outputs(message: ModelInferRequest, flags: Mapping[str, bool]) -> tuple[str, ...]:
+    switched_on = {output for flag, output in OUTPUT_FLAGS.items() if flags.get(flag)}
+    switched_on.add("text_output")
+    requested = [output.name for output in message.outputs]
+    for name in requested:
+        if name not in OUTPUTS:
+            raise InvalidRequest(f"unknown output {name!r}", param=name)
+    if requested:
+        switched_on &= set(requested)
+    return tuple(name for name in OUTPUTS if name in switched_on)
