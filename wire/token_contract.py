@@ -140,7 +140,10 @@ def request_slot(message: ModelInferRequest) -> int | None:
 
 
 def encode_cancel(slot: int) -> ModelInferRequest:
-    """Ask, on a multiplexed stream, to end the request in `slot`; there is no answer."""
+    """Ask, on a multiplexed stream, to end the request in `slot`.
+
+    The slot's end is an error row Cancelled, unless its own end was already on its way.
+    """
     message = ModelInferRequest()
     set_parameter(message.parameters, SLOT, slot)
     set_parameter(message.parameters, CANCEL, True)

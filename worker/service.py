@@ -11,6 +11,7 @@ from runtime.rpc import Call, CallHandler, CallInfo, Service
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.frames import FRAMES_HEADER
+from wire.parameters import read_parameters
 from wire.text_schema import token_config, token_metadata
 from wire.token_contract import decode_token_request, encode_token_response
 from wire.tokens import TokenDelta, TokenRequest
@@ -159,19 +160,12 @@ def request_deadline_s(message: Any, call_deadline_s: float | None) -> float | N
     """Return the sooner of the call's deadline and the `timeout` parameter, in monotonic seconds.
 
     `timeout` is in microseconds, as Triton's schedule policy extension has it; 0 means none.
-    Raises InvalidRequest when it is no whole number.
+    Raises InvalidRequest when it is no natural number.
     """
-    if "timeout" not in message.parameters:
+    timeout_s = None
+    if "timeout" in message.parameters:
+        timeout_s = read_parameters(message.parameters).timeout_s
+    if timeout_s is None:
         return call_deadline_s
-    parameter = message.parameters["timeout"]
-    value = getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
-    try:
-        timeout_us = int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InvalidRequest("timeout must be whole microseconds", param="timeout") from None
-    if timeout_us < 0:
-        raise InvalidRequest("timeout must not be negative", param="timeout")
-    if timeout_us == 0:
-        return call_deadline_s
-    own_s = time.monotonic() + timeout_us / 1e6
+    own_s = time.monotonic() + timeout_s
     return own_s if call_deadline_s is None else min(own_s, call_deadline_s)
