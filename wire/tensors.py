@@ -44,6 +44,8 @@ _DATATYPES = {
     "BF16": _Datatype("<u2", ""),
     "BYTES": _Datatype("O", "bytes_contents"),
 }
+_MAX_RANK = 32
+_MAX_ELEMENTS = 2**48
 DATATYPES = frozenset(_DATATYPES)
 INTEGERS = frozenset(name for name in DATATYPES if "INT" in name)
 FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
@@ -256,6 +258,9 @@ def _element_count(name: str, shape: Sequence[int]) -> int:
     for size in shape:
         if size < 0:
             raise _bad(name, f"shape {list(shape)} has a negative dimension")
+    # numpy cannot hold these even when a 0 among the sizes leaves nothing to store.
+    if len(shape) > _MAX_RANK or math.prod(size or 1 for size in shape) > _MAX_ELEMENTS:
+        raise _bad(name, "its shape is too large")
     return math.prod(shape)
 
 

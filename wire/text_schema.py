@@ -103,7 +103,7 @@ def _input_dims(kind: Kind) -> tuple[int, ...]:
     return (1,) if kind.single else (-1,)
 
 
-def _data_type(datatype: str) -> pb.DataType:
+def _data_type(datatype: str) -> "pb.DataType":
     # The enum says STRING where tensors say BYTES.
     name = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
     number: pb.DataType = getattr(pb, name)
