@@ -1,6 +1,5 @@
 """Unmodified tritonclient and openai clients get real text from the real engine, and agree."""
 
-import asyncio
 import json
 import queue
 import urllib.request
@@ -15,6 +14,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tests.e2e.conftest import MODEL, Served
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.vllm
 
@@ -283,14 +283,3 @@ def test_sigterm_lets_a_running_stream_finish(served: Served) -> None:
     stream.client.stop_stream()
     stream.client.close()
     assert served.process.wait(WAIT_S) == 0
-
-
-def wait_until(condition: Any, limit_s: float = WAIT_S) -> None:
-    """Look again and again until `condition()` holds, at most `limit_s` seconds."""
-
-    async def look() -> None:
-        async with asyncio.timeout(limit_s):
-            while not condition():
-                await asyncio.sleep(0.05)  # the state is in another process: only a look tells
-
-    asyncio.run(look())

@@ -1,7 +1,7 @@
 """A whole fleet in one process and event loop: front door and simulated workers over real gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -12,13 +12,12 @@ from runtime.discovery_memory import MemoryDiscovery
 from runtime.grpc_server import GrpcServer
 from server.config import FrontDoorConfig
 from server.front_door import FrontDoor
+from tests.waiting import eventually
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
 from wire.pool import POOL, rpc_types
 from worker.card import make_card
 from worker.service import WorkerService
 from worker.sim_engine import SimConfig, SimEngine
-
-WAIT_S = 10.0
 
 
 class SimWorker:
@@ -54,12 +53,6 @@ class Stack:
         self.door = door
         self.grpc = grpc
         self.workers = workers
-
-    async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Let the loop turn until `condition()` holds, at most WAIT_S seconds."""
-        async with asyncio.timeout(WAIT_S):
-            while not condition():
-                await asyncio.sleep(0)
 
     @property
     def engine_load(self) -> int:
@@ -104,9 +97,7 @@ async def running_stack(
         address = await server.start()
         stack = Stack(door, address, started)
         try:
-            await stack.wait_until(
-                lambda: sum(len(m.links) for m in door._fleet.models()) == workers
-            )
+            await eventually(lambda: sum(len(m.links) for m in door._fleet.models()) == workers)
             yield stack
         finally:
             await server.stop(0.0)

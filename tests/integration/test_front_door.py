@@ -10,13 +10,15 @@ import pytest
 
 from runtime.errors import InvalidRequest, ModelNotFound, ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
-from tests.integration.stack import WAIT_S, Stack, running_stack
+from tests.integration.stack import Stack, running_stack
+from tests.waiting import eventually
 from wire import inference_pb2 as pb
 from wire.pool import rpc_types
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
 SERVICE = "inference.GRPCInferenceService"
+WAIT_S = 10.0
 SLOW = SimConfig(timing=SimTiming())
 
 
@@ -161,8 +163,8 @@ async def test_cancelling_a_stream_frees_the_engine(model_folder: Path) -> None:
             for name in ("a", "b"):
                 stream.send(ask(name, max_tokens=4000))
             await anext(aiter(stream))
-            await stack.wait_until(lambda: stack.engine_load == 2)
-        await stack.wait_until(lambda: stack.engine_load == 0)
+            await eventually(lambda: stack.engine_load == 2)
+        await eventually(lambda: stack.engine_load == 0)
         assert stack.door.in_flight == 0
         await channel.close()
 
@@ -172,9 +174,9 @@ async def test_a_cancelled_unary_call_frees_the_engine(model_folder: Path) -> No
         channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
         async with asyncio.TaskGroup() as tasks:
             call = tasks.create_task(infer(channel, ask(stream=False, max_tokens=4000)))
-            await stack.wait_until(lambda: stack.engine_load == 1)
+            await eventually(lambda: stack.engine_load == 1)
             call.cancel()
-        await stack.wait_until(lambda: stack.engine_load == 0)
+        await eventually(lambda: stack.engine_load == 0)
         await channel.close()
 
 
@@ -187,7 +189,7 @@ async def test_a_deadline_ends_the_request_and_frees_the_engine(model_folder: Pa
             stream.send(request)
             answers = await read(stream)
         assert "deadline" in answers[-1].error_message
-        await stack.wait_until(lambda: stack.engine_load == 0)
+        await eventually(lambda: stack.engine_load == 0)
         await channel.close()
 
 
@@ -197,7 +199,7 @@ async def test_a_dead_worker_fails_each_of_its_requests_once(model_folder: Path)
         async with open_stream(channel) as stream:
             for number in range(6):
                 stream.send(ask(str(number), max_tokens=50))
-            await stack.wait_until(lambda: stack.engine_load == 6)
+            await eventually(lambda: stack.engine_load == 6)
             stack.workers[0].engine.die("it burned")
             answers = await read(stream, finals=6)
         failed = [a.infer_response.id for a in answers if a.error_message]
@@ -218,11 +220,11 @@ async def test_a_withdrawn_worker_finishes_its_requests_and_gets_no_new_ones(
         channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
         async with open_stream(channel) as stream:
             stream.send(ask("old", max_tokens=40))
-            await stack.wait_until(lambda: stack.engine_load == 1)
+            await eventually(lambda: stack.engine_load == 1)
             lease = stack.workers[0].lease
             assert lease is not None
             await lease.withdraw()
-            await stack.wait_until(lambda: not stack.door.is_ready())
+            await eventually(lambda: not stack.door.is_ready())
             stream.send(ask("new"))
             answers = await read(stream, finals=2)
         errors = {a.infer_response.id: a.error_message for a in answers if a.error_message}
@@ -263,7 +265,7 @@ async def test_draining_refuses_new_requests_and_finishes_running_ones(
         channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
         async with open_stream(channel) as stream:
             stream.send(ask("old", max_tokens=40))
-            await stack.wait_until(lambda: stack.engine_load == 1)
+            await eventually(lambda: stack.engine_load == 1)
             stack.door.drain()
             stream.send(ask("new"))
             answers = await read(stream, finals=2)
@@ -277,7 +279,7 @@ async def test_without_a_worker_the_model_is_known_and_not_ready(model_folder: P
     async with running_stack(model_folder) as stack:
         channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
         await stack.workers[0].server.stop(0.0)
-        await stack.wait_until(lambda: not stack.door.is_ready())
+        await eventually(lambda: not stack.door.is_ready())
         ready = await channel.unary(
             SERVICE, "ModelReady", pb.ModelReadyRequest(name="sim"), timeout_s=WAIT_S
         )
