@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -12,6 +11,7 @@ from google.protobuf.message import DecodeError
 from runtime.errors import InternalError, InvalidRequest, Overloaded, ServingError
 from runtime.grpc_call import GrpcCall
 from runtime.grpc_errors import INTERNAL_TEXT, as_serving_error, status_of
+from runtime.in_flight import InFlight
 from runtime.rpc import CallInfo, Service, StreamHandler, UnaryHandler
 
 Context = grpc.aio.ServicerContext
@@ -28,9 +28,7 @@ class Dispatch:
     def __init__(self, *, max_metadata_bytes: int) -> None:
         self._max_metadata_bytes = max_metadata_bytes
         self._calls: set[GrpcCall] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.in_flight = 0
+        self.in_flight = InFlight()
 
     def generic_handler(self, service: Service, types: RpcTypes) -> grpc.GenericRpcHandler:
         """Return the handler of all methods of `service`; others of it are UNIMPLEMENTED."""
@@ -42,15 +40,6 @@ class Dispatch:
             serve_stream = self._stream(start, _parser(types[name][0]), f"{service.name}/{name}")
             methods[name] = grpc.stream_stream_rpc_method_handler(serve_stream)
         return grpc.method_handlers_generic_handler(service.name, methods)
-
-    async def wait_idle(self, timeout_s: float | None) -> bool:
-        """Wait until no handler runs; returns False after `timeout_s` seconds (None: no limit)."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
 
     def stop_streams(self) -> None:
         """End every running streaming call with Draining."""
@@ -83,7 +72,7 @@ class Dispatch:
         return serve
 
     async def _run(self, method: str, context: Context[Any, Any], rpc: Awaitable[T]) -> T:
-        with self._counted():
+        with self.in_flight.one():
             try:
                 return await rpc
             except asyncio.CancelledError:
@@ -96,17 +85,6 @@ class Dispatch:
                 error = as_serving_error(caught, method=method)
             await context.abort(*status_of(error))
             raise AssertionError("abort raises")
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self.in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            if self.in_flight == 0:
-                self._idle.set()
 
     def _info(self, method: str, context: Context[Any, Any]) -> CallInfo:
         """Read the call's metadata; raises Overloaded when a peer sent more than the limit.

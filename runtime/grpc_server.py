@@ -83,7 +83,7 @@ class GrpcServer:
     @property
     def in_flight(self) -> int:
         """Number of rpcs whose handlers have not returned, health and reflection included."""
-        return self._dispatch.in_flight
+        return self._dispatch.in_flight.count
 
     async def start(self) -> str:
         """Listen; returns "host:port" with the real port. Raises InvalidConfig if it is taken."""
@@ -117,10 +117,10 @@ class GrpcServer:
         async with asyncio.TaskGroup() as tasks:
             # grpc's own wait is only the latest end: it returns before handlers' `finally`.
             tasks.create_task(server.stop(drain_s + _STOP_GRACE_S))
-            idle = await self._dispatch.wait_idle(drain_s)
+            idle = await self._dispatch.in_flight.wait_zero(drain_s)
             if not idle:
                 self._dispatch.stop_streams()
-                idle = await self._dispatch.wait_idle(_STOP_GRACE_S / 2)
+                idle = await self._dispatch.in_flight.wait_zero(_STOP_GRACE_S / 2)
             # An idle server may still be sending the last statuses.
             await server.stop(_STOP_GRACE_S / 2 if idle else None)
-        await self._dispatch.wait_idle(None)
+        await self._dispatch.in_flight.wait_zero(None)

@@ -25,6 +25,7 @@ from runtime.errors import (
 from runtime.grpc_client import RpcChannel
 from runtime.grpc_server import GrpcOptions, GrpcServer
 from runtime.rpc import Call, CallInfo, Service
+from tests.waiting import eventually
 from wire.inference_pb2 import (
     ModelInferRequest,
     ModelReadyRequest,
@@ -262,7 +263,7 @@ async def test_a_stream_echoes_in_order_and_ends_with_its_half_close():
             stream.half_close()
             got = [message.error_message async for message in stream]
         assert got == [str(i) for i in range(100)]
-        await server._dispatch.wait_idle(5)
+        await eventually(lambda: server.in_flight == 0)
         assert server.in_flight == 0
 
 
@@ -295,7 +296,7 @@ async def test_fail_comes_after_what_was_sent_and_calls_no_cancel():
             assert (await anext(stream)).error_message == "last words"
             with pytest.raises(ModelNotFound, match="gone"):
                 await anext(stream)
-        await server._dispatch.wait_idle(5)
+        await eventually(lambda: server.in_flight == 0)
         assert probe.cancels == 0
 
 
@@ -324,7 +325,7 @@ async def test_a_client_that_goes_away_reaches_on_cancel_once(way):
                     await channel.close()
                 break
         await probe.cancelled.wait()
-        await server._dispatch.wait_idle(5)
+        await eventually(lambda: server.in_flight == 0)
         assert probe.cancels == 1
 
 

@@ -1,0 +1,63 @@
+"""Log lines on stderr, as text for people or JSON for machines. Standard logging beneath."""
+
+import logging
+import sys
+import time
+
+import msgspec
+
+FORMATS = ("text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+# Given as `extra={"request_id": ...}`; the same names in both formats.
+FIELDS = ("request_id", "model", "worker")
+_PACKAGES = ("cli", "gateway_http", "server", "worker", "router", "wire", "runtime")
+
+
+def configure_logging(*, level: str, log_format: str) -> None:
+    """Send all logging to stderr. `level` holds for our packages; others speak from WARNING on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(level.upper())
+    logging.captureWarnings(True)
+
+
+class TextFormatter(logging.Formatter):
+    """`time level logger: message field=value …`, one line unless there is a trace."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        self.default_msec_format = "%s.%03d"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Append the known fields to the message."""
+        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + fields
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time (UTC, RFC 3339), level, logger, message, fields, trace."""
+
+    converter = staticmethod(time.gmtime)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        seconds = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        entry: dict[str, str] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["trace"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(entry).decode()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, str]:
+    found = {name: getattr(record, name, None) for name in FIELDS}
+    return {name: str(value) for name, value in found.items() if value is not None}
