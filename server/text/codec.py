@@ -53,10 +53,10 @@ class TextCodec:
             return EncodedPrompt(self._checked(request.prompt_token_ids))
         if request.messages is not None:
             text = self._render(request)
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            ids = self.tokenizer.encode(text, add_special_tokens=False, param="messages")
             return EncodedPrompt(self._not_empty(ids, "messages"), text)
         text = request.prompt or ""
-        ids = self.tokenizer.encode(text, add_special_tokens=True)
+        ids = self.tokenizer.encode(text, add_special_tokens=True, param="prompt")
         return EncodedPrompt(self._not_empty(ids, "prompt"), text)
 
     def text_of(self, token_ids: Sequence[int]) -> str:

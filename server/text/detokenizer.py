@@ -187,8 +187,13 @@ class WindowDetokenizer:
         if not self._settled or text.endswith(_REPLACEMENT) or len(text) == len(self._shown):
             return ""
         fresh = text[len(self._shown) :]
-        self._window, self._read = self._read, len(self._ids)
-        self._shown = self._decode(self._ids[self._window :])
+        recent = self._decode(self._ids[self._read :])
+        if recent.strip():
+            self._window, self._shown = self._read, recent
+        else:
+            # Decoders strip spaces at the start of a text, here that of a window of spaces only.
+            self._shown = text
+        self._read = len(self._ids)
         self._sent.append(fresh)
         return fresh
 

@@ -45,13 +45,13 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the ids of `text`. Raises InvalidRequest for text that is not valid Unicode."""
+    def encode(self, text: str, *, add_special_tokens: bool, param: str | None = None) -> list[int]:
+        """Return the ids of `text`. Raises InvalidRequest (with `param`) if it is not Unicode."""
         try:
             # The batch call, unlike `encode`, lets other threads run meanwhile.
             encoded = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except (UnicodeError, TypeError):
-            raise InvalidRequest("the text holds characters that are not Unicode") from None
+            raise InvalidRequest("the text is not valid Unicode", param=param) from None
         ids: list[int] = encoded[0].ids
         return ids
 

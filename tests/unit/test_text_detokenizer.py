@@ -55,7 +55,7 @@ def test_each_decoder_gets_the_fastest_way_that_is_exact() -> None:
     }
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(streams())
 def test_joined_deltas_are_the_tokenizers_own_decode(
     stream: tuple[str, list[int], list[int], bool],
@@ -66,7 +66,7 @@ def test_joined_deltas_are_the_tokenizers_own_decode(
     assert join(detokenizer, chunks(ids, borders)) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams(), TEXTS)
 def test_after_a_prompt_the_text_goes_on_where_the_prompt_ended(
     stream: tuple[str, list[int], list[int], bool], prompt: str
