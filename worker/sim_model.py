@@ -1,5 +1,6 @@
 """Makes the simulated engine look like a given model, so that its tokens have a text."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def sim_config_for(
     """
     config = read_json(folder / "config.json")
     vocab_size = int(config["vocab_size"])
-    first, count = _longest_plain_run(vocab_size, _special_ids(folder))
+    first, count = _plain_run(folder, vocab_size)
     eos = config.get("eos_token_id")
     eos_token_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
     context = context_length or min(
@@ -36,15 +37,17 @@ def sim_config_for(
     )
 
 
-def _special_ids(folder: Path) -> list[int]:
+def _plain_run(folder: Path, vocab_size: int) -> tuple[int, int]:
+    """Return (first, count) of the longest run of ids that the tokenizer knows as plain text."""
     path = folder / "tokenizer.json"
-    if not path.exists():
-        return []
-    return sorted(entry["id"] for entry in read_json(path).get("added_tokens", ()))
-
-
-def _longest_plain_run(vocab_size: int, special: list[int]) -> tuple[int, int]:
+    special: list[int] = []
+    if path.exists():
+        tokenizer = read_json(path)
+        special = sorted(entry["id"] for entry in tokenizer.get("added_tokens", ()))
+        # Models pad their vocabulary with ids that have no text.
+        known = len(tokenizer.get("model", {}).get("vocab", ())) + len(special)
+        vocab_size = min(vocab_size, known)
     bounds = [-1, *(token for token in special if token < vocab_size), vocab_size]
-    runs = [(end - start - 1, start + 1) for start, end in zip(bounds, bounds[1:], strict=False)]
+    runs = [(end - start - 1, start + 1) for start, end in itertools.pairwise(bounds)]
     count, first = max(runs)
     return first, count

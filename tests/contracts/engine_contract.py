@@ -1,0 +1,419 @@
+"""What every Engine must do: cases run on the simulator and on real vLLM.
+
+A case gets a started engine whose context is CONTEXT tokens. It leaves nothing running. The cases
+in BAD_REQUESTS would kill or hang vLLM, or all its requests, if they reached it unchecked.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ServingError,
+    Unsupported,
+    WorkerLost,
+)
+from wire.sampling import Sampling
+from wire.tokens import FinishReason, TokenDelta, TokenRequest
+from worker.engine import Engine
+
+CONTEXT = 256
+WAIT_S = 30.0
+PROMPT = list(range(500, 580))
+
+Case = Callable[[Engine], Awaitable[None]]
+CASES: dict[str, Case] = {}
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+class Collected:
+    """A TokenSink that keeps everything and knows when its request is over."""
+
+    def __init__(self, choices: int = 1) -> None:
+        self.deltas: list[TokenDelta] = []
+        self.error: ServingError | None = None
+        self.over = asyncio.Event()
+        self.first = asyncio.Event()
+        self._open = choices
+
+    def put(self, delta: TokenDelta) -> None:
+        assert not self.over.is_set(), "a delta came after the end"
+        self.deltas.append(delta)
+        self.first.set()
+        self._open -= delta.finish_reason is not None
+        if not self._open:
+            self.over.set()
+
+    def fail(self, error: ServingError) -> None:
+        assert not self.over.is_set(), "an error came after the end"
+        self.error = error
+        self.first.set()
+        self.over.set()
+
+    def ids(self, index: int = 0) -> list[int]:
+        return [i for delta in self.deltas if delta.index == index for i in delta.token_ids]
+
+    def finish(self, index: int = 0) -> FinishReason | None:
+        return [delta for delta in self.deltas if delta.index == index][-1].finish_reason
+
+    async def wait(self) -> "Collected":
+        async with asyncio.timeout(WAIT_S):
+            await self.over.wait()
+        return self
+
+
+def ask(engine: Engine, prompt: Any = None, *, request_id: str = "a", **fields: Any) -> Collected:
+    """Submit a request; sampling parameters and request fields by name."""
+    request_fields = {
+        name: fields.pop(name)
+        for name in ("cache_salt", "priority", "lora_name", "data_parallel_rank", "session_id")
+        if name in fields
+    }
+    fields = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True} | fields
+    sink = Collected(fields.get("n", 1))
+    request = TokenRequest(
+        request_id=request_id,
+        token_ids=PROMPT if prompt is None else prompt,
+        sampling=Sampling(**fields),
+        **request_fields,
+    )
+    engine.submit(request, sink)
+    return sink
+
+
+async def answer(engine: Engine, prompt: Any = None, **fields: Any) -> Collected:
+    sink = await ask(engine, prompt, **fields).wait()
+    assert sink.error is None, sink.error
+    return sink
+
+
+async def refusal(engine: Engine, prompt: Any = None, **fields: Any) -> ServingError:
+    """The error a request gets, at once or as its end."""
+    try:
+        sink = ask(engine, prompt, **fields)
+    except ServingError as error:
+        return error
+    await sink.wait()
+    assert sink.error is not None, f"it was answered: {sink.deltas}"
+    return sink.error
+
+
+async def wait_idle(engine: Engine) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while engine.load().running or engine.load().waiting:
+            await asyncio.sleep(0)
+
+
+@case
+async def the_same_greedy_prompt_gets_the_same_answer(engine: Engine) -> None:
+    assert (await answer(engine)).ids() == (await answer(engine)).ids()
+
+
+@case
+async def an_answer_has_max_tokens_and_ends_with_length(engine: Engine) -> None:
+    sink = await answer(engine, max_tokens=11)
+    assert len(sink.ids()) == 11
+    assert sink.finish() is FinishReason.LENGTH
+
+
+@case
+async def the_end_of_the_context_ends_an_answer(engine: Engine) -> None:
+    prompt = [600 + i % 50 for i in range(CONTEXT - 5)]
+    for limit in (None, 5000):
+        sink = await answer(engine, prompt, max_tokens=limit)
+        assert len(sink.ids()) == 5
+        assert sink.finish() is FinishReason.LENGTH
+
+
+@case
+async def a_repeated_prompt_is_found_in_the_cache(engine: Engine) -> None:
+    prompt = list(range(900, 900 + 3 * engine.info.block_size + 4))
+    await answer(engine, prompt)
+    again = await answer(engine, prompt)
+    assert again.deltas[0].cached_tokens == 3 * engine.info.block_size
+    assert all(delta.cached_tokens is None for delta in again.deltas[1:])
+
+
+@case
+async def another_salt_does_not_share_the_cache(engine: Engine) -> None:
+    prompt = list(range(1200, 1300))
+    await answer(engine, prompt, cache_salt="one")
+    other = await answer(engine, prompt, cache_salt="two")
+    assert other.deltas[0].cached_tokens == 0
+    same = await answer(engine, prompt, cache_salt="one")
+    assert same.deltas[0].cached_tokens
+
+
+@case
+async def a_stop_token_ends_the_answer_and_is_its_last_token(engine: Engine) -> None:
+    ids = (await answer(engine)).ids()
+    stop = ids[4]
+    sink = await answer(engine, stop_token_ids=(stop,))
+    assert sink.ids() == ids[: ids.index(stop) + 1]
+    assert sink.finish() is FinishReason.STOP
+    assert sink.deltas[-1].stop_reason == stop
+
+
+@case
+async def the_end_token_ends_the_answer_unless_ignored(engine: Engine) -> None:
+    end = engine.info.eos_token_ids[0]
+    sink = await answer(engine, logit_bias={end: 100.0}, ignore_eos=False)
+    assert sink.ids() == [end]
+    assert sink.finish() is FinishReason.STOP
+    assert sink.deltas[-1].stop_reason is None
+    ignored = await answer(engine, logit_bias={end: 100.0}, ignore_eos=True, max_tokens=4)
+    assert ignored.ids() == [end] * 4
+
+
+@case
+async def log_probabilities_start_with_the_token_itself(engine: Engine) -> None:
+    sink = await answer(engine, logprobs=3)
+    positions = [p for delta in sink.deltas for p in delta.logprobs or []]
+    assert [position[0].token_id for position in positions] == sink.ids()
+    for position in positions:
+        assert 3 <= len(position) <= 4
+        assert all(-9999 <= entry.logprob <= 0 for entry in position)
+
+
+@case
+async def prompt_log_probabilities_cover_the_prompt(engine: Engine) -> None:
+    sink = await answer(engine, prompt_logprobs=2)
+    positions = sink.deltas[0].prompt_logprobs
+    assert positions is not None
+    assert [p[0].token_id for p in positions[1:]] == PROMPT[1:]
+    assert positions[0] == []
+
+
+@case
+async def impossible_tokens_have_finite_log_probabilities(engine: Engine) -> None:
+    sink = await answer(engine, allowed_token_ids=(700,), logprobs=5, max_tokens=2)
+    for delta in sink.deltas:
+        for position in delta.logprobs or []:
+            assert all(entry.logprob >= -9999.0 for entry in position)
+
+
+@case
+async def each_of_n_choices_ends_once(engine: Engine) -> None:
+    sink = await answer(engine, n=3, temperature=1.0, seed=7, max_tokens=6)
+    assert [len(sink.ids(i)) for i in range(3)] == [6, 6, 6]
+    ends = sorted(delta.index for delta in sink.deltas if delta.finish_reason)
+    assert ends == [0, 1, 2]
+
+
+@case
+async def only_allowed_tokens_are_said(engine: Engine) -> None:
+    sink = await answer(engine, allowed_token_ids=(700, 701, 702))
+    assert set(sink.ids()) <= {700, 701, 702}
+
+
+@case
+async def bias_forces_and_bans_tokens(engine: Engine) -> None:
+    forced = await answer(engine, logit_bias={777: 100.0})
+    assert set(forced.ids()) == {777}
+    usual = (await answer(engine)).ids()[0]
+    banned = await answer(engine, logit_bias={usual: -100.0})
+    assert usual not in banned.ids()
+
+
+@case
+async def the_same_seed_gives_the_same_sample(engine: Engine) -> None:
+    first = await answer(engine, temperature=1.0, seed=-(2**63))
+    again = await answer(engine, temperature=1.0, seed=-(2**63))
+    other = await answer(engine, temperature=1.0, seed=2**63 - 1)
+    assert first.ids() == again.ids() != other.ids()
+
+
+@case
+async def many_requests_at_once_all_end(engine: Engine) -> None:
+    sinks = [
+        ask(engine, [600 + i] * 20, request_id=f"many-{i}", max_tokens=5 + i) for i in range(12)
+    ]
+    for i, sink in enumerate(sinks):
+        await sink.wait()
+        assert sink.error is None
+        assert len(sink.ids()) == 5 + i
+    await wait_idle(engine)
+
+
+@case
+async def nothing_arrives_before_submit_has_returned(engine: Engine) -> None:
+    sink = ask(engine)
+    assert not sink.deltas
+    await sink.wait()
+
+
+@case
+async def a_running_id_is_refused_and_free_after_the_end(engine: Engine) -> None:
+    running = ask(engine, max_tokens=100, request_id="twin")
+    error = await refusal(engine, request_id="twin")
+    assert isinstance(error, InvalidRequest)
+    assert error.param == "request_id"
+    await running.wait()
+    assert len(running.ids()) == 100
+    await answer(engine, request_id="twin")
+
+
+@case
+async def a_cancelled_request_is_silent_and_frees_the_engine(engine: Engine) -> None:
+    sink = ask(engine, max_tokens=150)
+    async with asyncio.timeout(WAIT_S):
+        await sink.first.wait()
+    engine.cancel("a")
+    heard = len(sink.deltas)
+    await answer(engine)
+    await wait_idle(engine)
+    assert len(sink.deltas) == heard
+    assert sink.error is None
+    assert not sink.over.is_set()
+
+
+@case
+async def a_request_cancelled_at_once_never_speaks(engine: Engine) -> None:
+    sink = ask(engine)
+    engine.cancel("a")
+    engine.cancel("a")
+    engine.cancel("unknown")
+    await answer(engine)
+    await wait_idle(engine)
+    assert not sink.deltas
+    assert sink.error is None
+
+
+@case
+async def odd_ids_and_salts_are_only_names(engine: Engine) -> None:
+    for name in ("", "a\nb", "ü" * 300):
+        await answer(engine, request_id=name, cache_salt=name, session_id=name)
+
+
+@case
+async def whole_numbers_of_numpy_are_taken_as_numbers(engine: Engine) -> None:
+    plain = await answer(engine)
+    listed = await answer(engine, [np.int64(i) for i in PROMPT])
+    array = await answer(engine, np.array(PROMPT, dtype=np.int32))
+    assert plain.ids() == listed.ids() == array.ids()
+
+
+@case
+async def a_probe_is_answered_idle_and_busy(engine: Engine) -> None:
+    await engine.probe(WAIT_S)
+    sink = ask(engine, max_tokens=30)
+    await engine.probe(WAIT_S)
+    await sink.wait()
+
+
+@case
+async def a_prompt_without_room_for_an_answer_is_too_long(engine: Engine) -> None:
+    for length in (CONTEXT, CONTEXT + 1, 20 * CONTEXT):
+        error = await refusal(engine, [600] * length)
+        assert isinstance(error, ContextLengthExceeded)
+        assert error.param == "input_ids"
+    await answer(engine)
+
+
+BAD_REQUESTS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "float ids": ([1.5, 2], {}, "input_ids"),
+    "text ids": (["a"], {}, "input_ids"),
+    "nested ids": ([[1, 2]], {}, "input_ids"),
+    "huge ids": ([2**70], {}, "input_ids"),
+    "float ids of numpy": (np.array([1.0, 2.0]), {}, "input_ids"),
+    "no prompt": ([], {}, "input_ids"),
+    "an id outside the vocabulary": ([1, 10**6], {}, "input_ids"),
+    "a negative id": ([1, -1], {}, "input_ids"),
+    "a seed over 64 bits": (None, {"seed": 2**70}, "seed"),
+    "max_tokens over 64 bits": (None, {"max_tokens": 2**70}, "max_tokens"),
+    "a float max_tokens": (None, {"max_tokens": 1.5}, "max_tokens"),
+    "a temperature that is no number": (None, {"temperature": float("nan")}, "temperature"),
+    "an infinite temperature": (None, {"temperature": float("inf")}, "temperature"),
+    "top_p of 0": (None, {"top_p": 0.0}, "top_p"),
+    "no choice at all": (None, {"n": 0}, "n"),
+    "two greedy choices": (None, {"n": 2}, "n"),
+    "min above max": (None, {"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+    "too many logprobs": (None, {"logprobs": 21}, "logprobs"),
+    "all logprobs": (None, {"logprobs": -1}, "logprobs"),
+    "too many prompt logprobs": (None, {"prompt_logprobs": 21}, "prompt_logprobs"),
+    "a stop id outside": (None, {"stop_token_ids": (10**6,)}, "stop_token_ids"),
+    "no allowed id": (None, {"allowed_token_ids": ()}, "allowed_token_ids"),
+    "an allowed id outside": (None, {"allowed_token_ids": (10**6,)}, "allowed_token_ids"),
+    "a biased id outside": (None, {"logit_bias": {10**6: 1.0}}, "logit_bias"),
+    "a scored id outside": (None, {"logprob_token_ids": (10**6,)}, "logprob_token_ids"),
+    "an unknown adapter": (None, {"lora_name": "/nonexistent"}, "lora_name"),
+    "a rank there is not": (None, {"data_parallel_rank": 7}, "data_parallel_rank"),
+    "a float priority": (None, {"priority": 1.5}, "priority"),
+    "a huge priority": (None, {"priority": 2**70}, "priority"),
+    "a salt that is no text": (None, {"cache_salt": 5}, "cache_salt"),
+    "an id that is no text": (None, {"request_id": 5}, "request_id"),
+}
+
+BAD_STRUCTURES: dict[str, Any] = {
+    "nothing": {},
+    "two constraints": {"regex": "a", "json_object": True},
+    "an unknown field": {"guided": "x"},
+    "a wrong type": {"choice": "yes"},
+    "an empty choice": {"choice": []},
+    "json_object false": {"json_object": False},
+    "an option alone": {"whitespace_pattern": " "},
+    "too large": {"regex": "a" * 100_000},
+    "broken JSON": {"json": "{"},
+    "a schema of the wrong kind": {"json": {"type": "nonsense"}},
+    "a broken regex": {"regex": "("},
+    "a broken grammar": {"grammar": "root ::= (("},
+    "a broken tag": {"structural_tag": "{}"},
+    "an endless schema": {"json": {"$ref": "#"}},
+}
+
+
+@case
+async def bad_requests_name_their_field_and_the_engine_goes_on(engine: Engine) -> None:
+    for name, (prompt, fields, param) in BAD_REQUESTS.items():
+        error = await refusal(engine, prompt, **fields)
+        assert isinstance(error, InvalidRequest), (name, error)
+        assert error.param == param, (name, error)
+        await engine.probe(WAIT_S)
+    await answer(engine)
+
+
+@case
+async def bad_structures_end_in_one_error_and_the_engine_goes_on(engine: Engine) -> None:
+    for name, spec in BAD_STRUCTURES.items():
+        error = await refusal(engine, structured_outputs=spec, ignore_eos=False)
+        assert isinstance(error, ServingError), (name, error)
+        await engine.probe(WAIT_S)
+    await answer(engine)
+
+
+@case
+async def a_structure_is_followed_or_refused_as_unsupported(engine: Engine) -> None:
+    try:
+        sink = ask(engine, structured_outputs={"choice": ["yes"]}, ignore_eos=False)
+    except Unsupported:
+        return
+    await sink.wait()
+    assert sink.error is None
+    assert sink.finish() is FinishReason.STOP
+
+
+async def a_dead_engine_fails_everything(engine: Engine, kill: Callable[[], None]) -> None:
+    """The last case of an engine: `kill` ends it."""
+    sinks = [ask(engine, request_id=f"dying-{i}", max_tokens=150) for i in range(4)]
+    async with asyncio.timeout(WAIT_S):
+        await sinks[0].first.wait()
+        kill()
+        assert await engine.wait_failed()
+    for sink in sinks:
+        await sink.wait()
+        assert isinstance(sink.error, WorkerLost)
+    assert engine.failure
+    assert isinstance(await refusal(engine), WorkerLost)
+    try:
+        await engine.probe(WAIT_S)
+    except ServingError:
+        return
+    raise AssertionError("a dead engine answered a probe")
