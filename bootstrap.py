@@ -9,9 +9,8 @@ PENSTOCK_BUILD=cpu|gpu chooses the vLLM build (default: gpu where nvidia-smi lis
 PENSTOCK_TORCH_INDEX names the wheel index tried when torch is not to be had otherwise.
 """
 
-# Older interpreters must get as far as the message that names the versions needed.
-from __future__ import annotations
-
+# Older interpreters must get as far as the message that names the versions needed: what Python 3.6
+# cannot evaluate in an annotation stands in quotes.
 import ast
 import fcntl
 import hashlib
@@ -46,7 +45,7 @@ NOT_COMPILED = (
     r"|/transformers/models/|/torch/(testing|utils/benchmark)/|/tests/"
 )
 HEARTBEAT_S = 10.0
-TAIL_LINES = 25
+TAIL_LINES, FEW_LINES = 25, 6
 STARTED = time.monotonic()
 
 
@@ -59,7 +58,7 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - STARTED:6.1f} s] {text}", flush=True)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: "list[str]") -> int:
     """Run one command; returns the exit status when it does not become the command itself."""
     command = arguments[0] if arguments else "setup"
     if command in ("-h", "--help", "help") or command not in ("setup", "run", "test"):
@@ -81,7 +80,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def start(command: list[str]) -> None:
+def start(command: "list[str]") -> None:
     """Become `command`, in the project's folder."""
     os.chdir(ROOT)
     os.execv(command[0], command)
@@ -106,7 +105,11 @@ def can_make_venv(python: str) -> bool:
     """Whether `python` starts and has what a virtual environment needs."""
     try:
         probe = subprocess.run(
-            [python, "-c", "import ensurepip, venv"], capture_output=True, timeout=60, check=False
+            [python, "-c", "import ensurepip, venv"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -216,7 +219,7 @@ def venv_works() -> bool:
     return probe.returncode == 0 and probe.stdout.strip() == str(sys.version_info[:2])
 
 
-def pip_settings() -> dict[str, list[str]]:
+def pip_settings() -> "dict[str, list[str]]":
     """What pip is told by its files and its environment; uv reads neither."""
     listing = subprocess.run(
         [str(PYTHON), "-m", "pip", "config", "list"],
@@ -242,7 +245,7 @@ def torch_index() -> str:
     return os.environ.get("PENSTOCK_TORCH_INDEX", TORCH_INDEX)
 
 
-def install_with_uv(build: str, pip: dict[str, list[str]], lock: int) -> None:
+def install_with_uv(build: str, pip: "dict[str, list[str]]", lock: int) -> None:
     """Install with uv: as configured, then with pip's extra indexes, then with torch's.
 
     An index that cannot be reached makes uv fail, so that none is named before it is needed.
@@ -254,19 +257,20 @@ def install_with_uv(build: str, pip: dict[str, list[str]], lock: int) -> None:
     command += ["--override", str(overrides), "--editable", f"{ROOT}[{build},test,dev]"]
     command += [MODEL_PACKAGE]
     environment = uv_environment(pip)
+    extra_indexes = pip.get("extra-index-url", [])
+    torch = [torch_index()] if build == "cpu" and torch_index() else []
     attempts: list[list[str]] = [[]]
-    if pip.get("extra-index-url"):
-        attempts.append(pip["extra-index-url"])
-    if build == "cpu" and torch_index():
-        attempts.append([*pip.get("extra-index-url", []), torch_index()])
-        attempts.append([torch_index()])
-    for number, indexes in enumerate(attempts):
+    for indexes in (extra_indexes, torch, extra_indexes + torch):
+        if indexes not in attempts:
+            attempts.append(indexes)
+    for number, indexes in enumerate(attempts, 1):
         extra = [word for index in indexes for word in ("--index", index)]
         if extra:
             extra += ["--index-strategy", "unsafe-best-match"]
         also = f", also from {' '.join(indexes)}" if indexes else ""
         say(f"installing packages with the {build} build of vLLM{also}")
-        if step(command + extra, lock, environment, quiet=number + 1 < len(attempts)) == 0:
+        tail = TAIL_LINES if number == len(attempts) else FEW_LINES
+        if step(command + extra, lock, environment, tail=tail) == 0:
             return
     raise SetupFailed(f"the packages could not be installed; full output: {LOG}")
 
@@ -279,10 +283,10 @@ def compile_bytecode(lock: int) -> None:
     """
     say("compiling Python files")
     command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", NOT_COMPILED]
-    step([*command, str(VENV / "lib")], lock, quiet=True)
+    step([*command, str(VENV / "lib")], lock, tail=0)
 
 
-def uv_environment(pip: dict[str, list[str]]) -> dict[str, str]:
+def uv_environment(pip: "dict[str, list[str]]") -> "dict[str, str]":
     """The environment for uv: pip's settings under uv's names, unless uv was told otherwise."""
     environment = dict(os.environ)
     for name, key in (
@@ -320,15 +324,15 @@ def require(status: int, message: str) -> None:
 
 
 def step(
-    command: list[str],
+    command: "list[str]",
     lock: int,
-    environment: dict[str, str] | None = None,
+    environment: "dict[str, str] | None" = None,
     *,
-    quiet: bool = False,
+    tail: int = TAIL_LINES,
 ) -> int:
     """Run one installer with its output in LOG; returns its exit status.
 
-    It shows a line now and then, and the end of the output on failure unless `quiet`. The child
+    It shows a line now and then, and on failure the last `tail` lines of output. The child
     inherits the lock: if this process is killed, the folder stays locked until the child is done.
     """
     offset = LOG.stat().st_size
@@ -342,13 +346,13 @@ def step(
             if child.poll() is None:
                 child.terminate()
                 child.wait()
-    if status != 0 and not quiet:
-        for line in output_since(offset)[-TAIL_LINES:]:
+    if status != 0 and tail:
+        for line in output_since(offset)[-tail:]:
             print(f"    {line}", flush=True)
     return status
 
 
-def wait_and_tell(child: subprocess.Popen[bytes], offset: int) -> int:
+def wait_and_tell(child: "subprocess.Popen[bytes]", offset: int) -> int:
     """Wait for `child`, showing every HEARTBEAT_S that it is still at work, and on what."""
     while True:
         try:
@@ -358,7 +362,7 @@ def wait_and_tell(child: subprocess.Popen[bytes], offset: int) -> int:
             say(f"  ... {latest[0][:80]}")
 
 
-def output_since(offset: int) -> list[str]:
+def output_since(offset: int) -> "list[str]":
     """Return the lines of LOG from byte `offset` on, without the empty ones."""
     with LOG.open("rb") as log:
         log.seek(offset)
