@@ -61,6 +61,12 @@ class ChunkWriter:
 
     def write(self, prompt: int, delta: GenerateDelta) -> bytes:
         """The events of one delta of prompt number `prompt`; empty when it shows nothing new."""
+        if self._is_plain and delta.usage is None and len(delta.choices) == 1:
+            # Nearly every delta of nearly every stream.
+            choice = delta.choices[0]
+            prefix = self._prefixes.get(prompt * self._answer.choices + choice.index)
+            if prefix is not None and choice.finish_reason is None:
+                return prefix + _json(choice.text) + self._plain_end if choice.text else b""
         parts: list[bytes] = []
         if self._answer.continuous_usage:
             self._count(prompt, delta)

@@ -1,0 +1,42 @@
+"""A gateway on a free port, and the clients that talk to it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import openai
+
+from gateway_http.app import create_app
+from gateway_http.config import GatewayConfig
+from gateway_http.http_server import HttpServer
+from wire.generate import Backend
+
+WAIT_S = 5.0
+
+
+@asynccontextmanager
+async def serving(
+    backend: Backend, config: GatewayConfig | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    server = HttpServer(create_app(backend, config or GatewayConfig()), host="127.0.0.1", port=0)
+    url = await server.start()
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as client:
+            yield client
+    finally:
+        await server.stop(0.5)
+
+
+@asynccontextmanager
+async def openai_for(client: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
+    base_url = str(client.base_url.join("v1"))
+    async with openai.AsyncOpenAI(
+        base_url=base_url, api_key="none", max_retries=0, timeout=WAIT_S
+    ) as made:
+        yield made
+
+
+async def wait_for(event: asyncio.Event) -> None:
+    async with asyncio.timeout(WAIT_S):
+        await event.wait()

@@ -1,0 +1,100 @@
+"""Clients that go away, and servers that stop."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from gateway_http.app import create_app
+from gateway_http.config import GatewayConfig
+from gateway_http.http_server import HttpServer
+from runtime.errors import InvalidConfig
+from tests.contracts.scripted_backend import ScriptedBackend
+from tests.integration.gateway_client import WAIT_S, serving, wait_for
+
+CHAT = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_the_first_token_cancels(stream):
+    backend = ScriptedBackend(asyncio.Event())
+    async with serving(backend) as http, asyncio.TaskGroup() as group:
+        asked = group.create_task(
+            http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        )
+        await wait_for(backend.started)
+        asked.cancel()
+        await wait_for(backend.cancelled)
+    assert backend.running == 0
+
+
+async def test_a_client_that_leaves_between_tokens_cancels():
+    backend = ScriptedBackend("Par", asyncio.Event())
+    async with serving(backend) as http:
+        body = {**CHAT, "stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            await anext(answer.aiter_lines())
+        await wait_for(backend.cancelled)
+    assert backend.running == 0
+
+
+async def test_a_client_that_leaves_cancels_all_its_prompts():
+    backend = ScriptedBackend("a", asyncio.Event())
+    async with serving(backend) as http:
+        body = {"model": "toy", "prompt": ["x", "y", "z"], "stream": True}
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            await anext(answer.aiter_lines())
+        await wait_for(backend.cancelled)
+    assert backend.running == 0
+
+
+async def test_a_stop_lets_streams_finish():
+    gate = asyncio.Event()
+    backend = ScriptedBackend("Par", gate, "is")
+    server = HttpServer(create_app(backend, GatewayConfig()), host="127.0.0.1", port=0)
+    url = await server.start()
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
+        asyncio.TaskGroup() as group,
+    ):
+        body = {**CHAT, "stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            assert server.in_flight == 1
+            stopping = group.create_task(server.stop(WAIT_S))
+            gate.set()
+            rest = [line async for line in lines]
+        await stopping
+    assert rest[-2] == "data: [DONE]" or "data: [DONE]" in rest
+    assert server.in_flight == 0
+    assert backend.running == 0
+
+
+async def test_a_stop_past_its_limit_ends_streams_with_an_error_event():
+    backend = ScriptedBackend("Par", asyncio.Event())
+    server = HttpServer(create_app(backend, GatewayConfig()), host="127.0.0.1", port=0)
+    url = await server.start()
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
+        asyncio.TaskGroup() as group,
+    ):
+        body = {**CHAT, "stream": True}
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            stopping = group.create_task(server.stop(0.05))
+            rest = "\n".join([line async for line in lines])
+        await stopping
+    assert '"code":"draining"' in rest
+    assert "[DONE]" not in rest
+    assert backend.running == 0
+    assert server.in_flight == 0
+
+
+async def test_a_taken_port_is_a_configuration_error():
+    async with serving(ScriptedBackend()) as http:
+        app = create_app(ScriptedBackend(), GatewayConfig())
+        second = HttpServer(app, host="127.0.0.1", port=http.base_url.port or 0)
+        with pytest.raises(InvalidConfig, match="cannot listen"):
+            await second.start()
