@@ -35,6 +35,7 @@ class ChoiceDecoder:
         stops = sampling.stop_strings
         include = sampling.include_stop_str_in_output
         self._matcher = StopMatcher(stops, include=include) if stops else None
+        self._min_tokens = sampling.min_tokens
         self._count = 0
         self._cumulative: float | None = None
 
@@ -87,25 +88,24 @@ class ChoiceDecoder:
         """Return the text that may be sent, and how many tokens it took until a stop string."""
         if self._matcher is None:
             return self._detokenizer.feed(token_ids), len(token_ids)
-        parts: list[str] = []
+        matcher, detokenizer = self._matcher, self._detokenizer
+        sent = ""
         for used, token_id in enumerate(token_ids, 1):
             self._count += 1
-            text = self._detokenizer.feed((token_id,))
+            text = detokenizer.feed((token_id,))
             if text:
-                parts.append(self._matcher.feed(text, armed=self._armed))
-                if self._matcher.matched is not None:
-                    return "".join(parts), used
-        return "".join(parts), len(token_ids)
-
-    @property
-    def _armed(self) -> bool:
-        return self._count > self._sampling.min_tokens
+                sent += matcher.feed(text, armed=self._count > self._min_tokens)
+                if matcher.matched is not None:
+                    return sent, used
+        return sent, len(token_ids)
 
     def _flush(self) -> str:
         text = self._detokenizer.flush()
         if self._matcher is None:
             return text
-        return self._matcher.feed(text, armed=self._armed) + self._matcher.flush()
+        return (
+            self._matcher.feed(text, armed=self._count > self._min_tokens) + self._matcher.flush()
+        )
 
     def _logprobs(self, positions: Sequence[Position]) -> list[TokenText]:
         self._cumulative = sum((p[0].logprob for p in positions), self._cumulative or 0.0)

@@ -95,8 +95,9 @@ class TextCodec:
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         ids = self._not_empty(list(token_ids), "prompt_token_ids")
-        worst = min(ids) if min(ids) < 0 else max(ids)
-        if not 0 <= worst < self._vocab_size:
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self._vocab_size:
+            worst = low if low < 0 else high
             raise InvalidRequest(
                 f"token id {worst} is outside the vocabulary [0, {self._vocab_size})",
                 param="prompt_token_ids",

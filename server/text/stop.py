@@ -14,7 +14,7 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self.matched: str | None = None
         self._stops = tuple(dict.fromkeys(stop for stop in stops if stop))
-        self._first = frozenset(stop[0] for stop in self._stops if len(stop) > 1)
+        self._first = frozenset(stop[0] for stop in self._stops)
         self._reach = max((len(stop) for stop in self._stops), default=1) - 1
         self._include = include
         self._tail = ""
@@ -23,9 +23,10 @@ class StopMatcher:
         """Return what may be sent now. A stop string that ends in an unarmed text is no stop."""
         if self.matched is not None:
             return ""
-        tail, seen = self._tail, text
-        if tail:
-            seen = tail + text
+        tail = self._tail
+        if not tail and self._first.isdisjoint(text):
+            return text
+        seen = tail + text
         if armed and self._find(seen, len(tail)):
             return self._end(seen, len(tail))
         cut = self._cut(seen)

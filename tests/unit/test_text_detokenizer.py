@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -159,8 +160,25 @@ def test_token_texts_joined_are_the_text(name: str) -> None:
     assert any(text.startswith(" ") for text in texts)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 49_151), max_size=40), st.lists(st.integers(0, 40)), st.booleans())
+def test_random_streams_of_the_bundled_model_decode_alike(
+    model_folder: Path, ids: list[int], borders: list[int], skip: bool
+) -> None:
+    tokenizer = bundled(model_folder)
+    detokenizer = Detokenization(tokenizer).open(skip_special_tokens=skip)
+    inside = sorted(min(border, len(ids)) for border in borders)
+    expected = tokenizer.decode(ids, skip_special_tokens=skip)
+    assert join(detokenizer, chunks(ids, inside)) == expected
+
+
+@cache
+def bundled(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
 def test_the_bundled_models_tokens_all_decode_alike(model_folder: Path) -> None:
-    tokenizer = load_tokenizer(model_folder)
+    tokenizer = bundled(model_folder)
     ids = list(range(tokenizer.vocab_size + 5))
     for skip in (False, True):
         detokenizer = Detokenization(tokenizer).open(skip_special_tokens=skip)
