@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
+import httpx2
 import openai
 
 from gateway_http.app import create_app
@@ -18,18 +18,18 @@ WAIT_S = 5.0
 @asynccontextmanager
 async def serving(
     backend: Backend, config: GatewayConfig | None = None
-) -> AsyncIterator[httpx.AsyncClient]:
+) -> AsyncIterator[httpx2.AsyncClient]:
     server = HttpServer(create_app(backend, config or GatewayConfig()), host="127.0.0.1", port=0)
     url = await server.start()
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as client:
             yield client
     finally:
         await server.stop(0.5)
 
 
 @asynccontextmanager
-async def openai_for(client: httpx.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
+async def openai_for(client: httpx2.AsyncClient) -> AsyncIterator[openai.AsyncOpenAI]:
     base_url = str(client.base_url.join("v1"))
     async with openai.AsyncOpenAI(
         base_url=base_url, api_key="none", max_retries=0, timeout=WAIT_S

@@ -2,7 +2,7 @@
 
 import asyncio
 
-import httpx
+import httpx2
 import pytest
 
 from gateway_http.app import create_app
@@ -54,7 +54,7 @@ async def test_a_stop_lets_streams_finish():
     server = HttpServer(create_app(backend, GatewayConfig()), host="127.0.0.1", port=0)
     url = await server.start()
     async with (
-        httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
+        httpx2.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
         asyncio.TaskGroup() as group,
     ):
         body = {**CHAT, "stream": True}
@@ -76,7 +76,7 @@ async def test_a_stop_past_its_limit_ends_streams_with_an_error_event():
     server = HttpServer(create_app(backend, GatewayConfig()), host="127.0.0.1", port=0)
     url = await server.start()
     async with (
-        httpx.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
+        httpx2.AsyncClient(base_url=url, timeout=WAIT_S, trust_env=False) as http,
         asyncio.TaskGroup() as group,
     ):
         body = {**CHAT, "stream": True}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -31,7 +31,7 @@ SLOW = SimConfig(timing=SimTiming())
 
 @dataclass(frozen=True)
 class Setup:
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     client: openai.AsyncOpenAI
     stack: Stack
 
