@@ -16,6 +16,8 @@ from wire.text_schema import MODEL_VERSION
 ERROR_STATUS_HEADER = "triton_grpc_error"
 """Triton's request header: end the stream with an error's real status instead of in-band."""
 
+INPUT_NAMES = {"prompt": "text_input", "prompt_token_ids": "input_ids", "messages": "messages"}
+
 
 def decode_request(
     message: Any, info: CallInfo, *, streaming_rpc: bool
@@ -29,6 +31,14 @@ def decode_request(
     return decode_text_request(message, info, streaming_rpc=streaming_rpc)
 
 
+def in_kserve_terms(error: ServingError) -> ServingError:
+    """Return the error with the name that the field has among this contract's input tensors."""
+    name = INPUT_NAMES.get(error.param or "")
+    if name is None or name in error.message:
+        return error
+    return type(error)(f"{name}: {error.message}", param=name)
+
+
 class InferCalls:
     """The handlers of the two inference rpcs."""
 
@@ -39,7 +49,10 @@ class InferCalls:
         """ModelInfer: the whole answer in one response."""
         request, selection = decode_request(message, info, streaming_rpc=False)
         ready = asyncio.Event()
-        generation = self._plane.begin(request)
+        try:
+            generation = self._plane.begin(request)
+        except ServingError as error:
+            raise in_kserve_terms(error) from None
         generation.on_ready = ready.set
         try:
             await ready.wait()
@@ -73,7 +86,7 @@ class InferStream:
             request, selection = decode_request(message, self._call.info, streaming_rpc=True)
             generation = self._plane.begin(request)
         except ServingError as error:
-            self._send_error(message.id, error)
+            self._send_error(message.id, in_kserve_terms(error))
             return
         generation.on_ready = functools.partial(self._ready, generation)
         self._running[generation] = selection
