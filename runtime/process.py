@@ -33,8 +33,8 @@ def pid_place() -> str:
         return os.uname().nodename
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies; a no-op off Linux.
+def die_with_parent(parent_pid: int, with_signal: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel signal this process when its parent dies; a no-op off Linux.
 
     Call it from the main thread right after start. Exits at once if `parent_pid`, the parent that
     was meant, is already gone. The kernel's "parent" is the thread that forked: start children
@@ -43,10 +43,10 @@ def die_with_parent(parent_pid: int) -> None:
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, with_signal, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
-        os._exit(128 + signal.SIGTERM)
+        os._exit(128 + with_signal)
 
 
 def _pid_exists(pid: int) -> bool:
