@@ -4,26 +4,11 @@ vLLM leaves its engine processes alive, idle and holding gigabytes when the proc
 them is killed.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when `parent_pid`, its parent, is gone (Linux only).
-
-    It is the end of the parent's starting thread that counts (prctl(2)), so that engines are
-    started by the main thread.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
+from runtime.process import die_with_parent
 
 
 def guard_forked_children() -> None:
@@ -39,17 +24,17 @@ def guard_forked_children() -> None:
 
     def in_child() -> None:
         os.setpgid(0, 0)
-        die_with_parent(parents.pop())
+        die_with_parent(parents.pop(), signal.SIGKILL)
 
     os.register_at_fork(before=before, after_in_parent=parents.pop, after_in_child=in_child)
 
 
 def guard_spawned_child() -> None:
-    """Entry point in vLLM's plugin group `vllm.general_plugins`, which every process of it loads.
+    """Entry point in vLLM's plugin group `vllm.general_plugins`, which its processes all load.
 
     Spawned processes start anew and know nothing of the hooks above. Does nothing in a process
     that was not started by another of the same program.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
-        die_with_parent(parent.pid)
+        die_with_parent(parent.pid, signal.SIGKILL)

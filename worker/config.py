@@ -1,0 +1,87 @@
+"""The worker's settings: flags of `penstock worker`, read by runtime/config.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.config import argument, option
+from runtime.discovery_open import KINDS
+from runtime.errors import InvalidConfig
+from runtime.logs import FORMATS, LEVELS
+from worker.sim_engine import SimConfig
+from worker.sim_timing import SimTiming
+
+ENGINES = ("vllm", "sim")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """One worker process. vLLM's own engine arguments stand behind `--` and are no part of it."""
+
+    model: str = argument(help="folder, GGUF file, Hugging Face id, or smollm2", metavar="MODEL")
+    engine: str = option("vllm", help="what generates the tokens", choices=ENGINES)
+    model_name: str | None = option(None, help="name to serve the model as (default: its own)")
+    model_alias: tuple[str, ...] = option((), help="further name of the model; may be repeated")
+    cache_dir: Path | None = option(None, help="where prepared models are kept")
+    host: str = option("127.0.0.1", help="address to listen on")
+    grpc_port: int = option(8001, help="gRPC port; 0 picks a free one")
+    metrics_port: int = option(8002, help="port of metrics and health; 0 picks a free one")
+    advertise_host: str | None = option(
+        None, help="host that front doors reach this worker by (default: --host, or this host's)"
+    )
+    discovery: str = option("memory", help="where the worker registers itself", choices=KINDS)
+    discovery_path: str | None = option(None, help="folder of file discovery")
+    ready_file: Path | None = option(None, help="file to write the addresses to once ready")
+    log_level: str = option("info", help="least level of log lines", choices=LEVELS)
+    log_format: str = option("text", help="form of log lines", choices=FORMATS)
+    drain_timeout_s: float = option(30.0, help="time for running requests on stop", unit="s")
+    withdraw_wait_s: float = option(
+        0.5, help="time for front doors to notice that the worker stops", unit="s"
+    )
+    probe_interval_s: float = option(5.0, help="time between two probes of the engine", unit="s")
+    probe_timeout_s: float = option(
+        30.0, help="time after which a silent engine is taken for dead", unit="s"
+    )
+    sim_speedup: float = option(
+        1.0, help="simulator: how many times faster than real time; 0 is no delay"
+    )
+    sim_mean_answer_tokens: int = option(
+        0, help="simulator: mean length of answers; 0 goes on to max_tokens", unit="tokens"
+    )
+    sim_context_length: int | None = option(
+        None, help="simulator: context length (default: the model's)", unit="tokens"
+    )
+    sim_block_size: int = option(32, help="simulator: size of a KV block", unit="tokens")
+    sim_kv_blocks: int = option(4096, help="simulator: size of the KV cache", unit="blocks")
+    sim_max_num_seqs: int = option(256, help="simulator: most sequences in a step")
+    sim_max_num_batched_tokens: int = option(
+        8192, help="simulator: most tokens in a step", unit="tokens"
+    )
+    sim_die_after_steps: int = option(0, help="simulator: step to die in; 0 is never")
+    sim_hang_after_steps: int = option(0, help="simulator: step to hang in; 0 is never")
+
+    def __post_init__(self) -> None:
+        for name in ("probe_interval_s", "probe_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} must be above 0", param=name)
+        for name in ("drain_timeout_s", "withdraw_wait_s", "sim_speedup"):
+            if not getattr(self, name) >= 0:
+                raise InvalidConfig(f"{name} must be at least 0", param=name)
+        for name in ("grpc_port", "metrics_port"):
+            if not 0 <= getattr(self, name) < 65536:
+                raise InvalidConfig(f"{name} must be in [0, 65535]", param=name)
+
+    @property
+    def sim(self) -> SimConfig:
+        """The simulator's settings, before it takes on the model's sizes."""
+        context = self.sim_context_length or SimConfig().context_length
+        return SimConfig(
+            context_length=context,
+            mean_answer_tokens=self.sim_mean_answer_tokens,
+            block_size=self.sim_block_size,
+            kv_blocks=max(self.sim_kv_blocks, -(-context // self.sim_block_size)),
+            max_num_seqs=self.sim_max_num_seqs,
+            max_num_batched_tokens=self.sim_max_num_batched_tokens,
+            die_after_steps=self.sim_die_after_steps,
+            hang_after_steps=self.sim_hang_after_steps,
+            timing=SimTiming(speedup=self.sim_speedup),
+        )

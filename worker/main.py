@@ -1,0 +1,64 @@
+"""Composition of a worker process: model, engine, and what serves them."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from runtime.errors import InvalidConfig
+from worker.config import WorkerConfig
+from worker.engine import Engine
+from worker.models import ResolvedModel, resolve_model
+from worker.sim_engine import SimEngine
+from worker.sim_model import sim_config_for
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> int:
+    """Serve until a signal or the engine's end; returns the exit code, 1 when the engine died.
+
+    `engine_arguments` are vLLM's own. Call it in the main thread of a process that has imported
+    neither gRPC nor torch and runs no other thread; logging is configured. Raises ServingError
+    when the worker cannot start.
+    """
+    model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
+    engine = build_engine(config, model, engine_arguments)
+    # gRPC must not be imported before the engine's process is forked.
+    from worker.serving import serve_worker  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(serve_worker(config, engine, model))
+        if code:
+            # A broken engine may keep threads that never end; its processes die with this one.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
+
+
+def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence[str]) -> Engine:
+    """Return the engine, with vLLM's model loaded: that blocks for seconds to minutes."""
+    if config.engine == "sim":
+        if arguments:
+            raise InvalidConfig("the simulated engine takes no arguments behind --")
+        context = config.sim_context_length
+        return SimEngine(sim_config_for(model.path, config.sim, context_length=context))
+    # Only this engine needs vLLM, which costs seconds and hundreds of megabytes.
+    from worker.vllm_engine import VllmEngine  # noqa: PLC0415
+    from worker.vllm_start import VllmSettings  # noqa: PLC0415
+
+    log.info("starting vLLM with %s", model.path)
+    engine = VllmEngine(
+        VllmSettings(
+            model_path=str(model.path),
+            arguments=tuple(arguments),
+            debug_logs=config.log_level == "debug",
+        )
+    )
+    engine.build()
+    return engine
