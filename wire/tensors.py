@@ -283,17 +283,17 @@ def _bytes_elements(name: str, values: Any) -> list[bytes]:
 
 def _stored(name: str, datatype: str, values: Any) -> Array:
     kind = _datatype(name, datatype)
-    if datatype == "BF16":
-        return _to_bf16(np.asarray(values, np.float32))
+    stored = "<f4" if datatype == "BF16" else kind.stored
     try:
-        given = np.asarray(values) if isinstance(values, np.ndarray) else None
-        array = np.asarray(values, dtype=kind.stored)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(values, dtype=stored)
     except (OverflowError, ValueError, TypeError):
         raise _bad(name, f"a value does not fit {datatype}") from None
     # An array is cast silently where a list of ints would raise.
-    if given is not None and given.dtype.kind in "iub" and not np.array_equal(given, array):
+    is_whole = array.dtype.kind not in "fb"
+    if is_whole and isinstance(values, np.ndarray) and not np.array_equal(values, array):
         raise _bad(name, f"a value does not fit {datatype}")
-    return array
+    return _to_bf16(array) if datatype == "BF16" else array
 
 
 def _from_bf16(stored: Array) -> Array:

@@ -120,7 +120,7 @@ def decode_text_response(
     try:
         choices = _read_choices(message, tensors)
         prompt_tokens = int(_first(tensors, "num_input_tokens", 0))
-    except (ValueError, IndexError, TypeError, msgspec.DecodeError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError, msgspec.DecodeError) as error:
         raise InternalError(f"malformed response: {error}") from error
     usage = read_usage(message.parameters)
     final = usage is not None or _says_final(message, choices, unary=unary)
