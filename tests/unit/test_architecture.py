@@ -4,8 +4,10 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,25 @@ def test_only_the_configuration_touches_the_environment() -> None:
     }
     # vLLM takes part of its settings from the environment alone: they are written there.
     assert reading <= {"runtime/config.py", "worker/vllm_start.py"}
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {normal(re.split(r"[\[<>=~! ]", line)[0]) for group in groups for line in group}
+    providers = packages_distributions()
+    undeclared = {
+        name
+        for package in PACKAGES
+        for path in source_of(package)
+        for name in imported(path) - set(PACKAGES) - sys.stdlib_module_names
+        if not declared & {normal(provider) for provider in providers.get(name, [])}
+    }
+    assert undeclared == set()
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_imports_follow_the_layers() -> None:
