@@ -50,6 +50,17 @@ def argument(*, help: str, metavar: str) -> Any:  # noqa: A002 - argparse's word
     return dataclasses.field(metadata=metadata)
 
 
+def like(config_class: type, name: str) -> Any:
+    """A field with the default and the flag of another configuration's field of this name."""
+    (field,) = (f for f in dataclasses.fields(config_class) if f.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment for a child process of ours: this one's, without its own file."""
+    return {k: v for k, v in os.environ.items() if k != f"{ENV_PREFIX}CONFIG"}
+
+
 def parse_config(
     config_class: type[T],
     argv: Sequence[str],

@@ -11,18 +11,17 @@ KINDS = ("memory", "file")
 def open_discovery(kind: str, path: str | None) -> Discovery:
     """Return a back end: `memory`, or `file` in folder `path`; raises InvalidConfig.
 
-    Only the chosen one's libraries are imported.
+    Without a path the folder is the user's own on this machine, so that processes started apart
+    find each other. Only the chosen one's libraries are imported.
     """
     if kind == "memory":
         from runtime.discovery_memory import MemoryDiscovery  # noqa: PLC0415
 
         return MemoryDiscovery()
     if kind == "file":
-        if not path:
-            raise InvalidConfig(
-                "discovery 'file' needs a folder: --discovery-path", param="discovery_path"
-            )
+        from platformdirs import user_runtime_path  # noqa: PLC0415
+
         from runtime.discovery_file import FileDiscovery  # noqa: PLC0415
 
-        return FileDiscovery(Path(path))
+        return FileDiscovery(Path(path) if path else user_runtime_path("penstock") / "discovery")
     raise InvalidConfig(f"discovery {kind!r} is not one of: {', '.join(KINDS)}", param="discovery")

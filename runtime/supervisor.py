@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,15 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
-    """One child: its command, and the file whose existence says that it has been ready."""
+    """One child: its command, and the file whose existence says that it has been ready.
+
+    Without `environment` it gets this process's.
+    """
 
     name: str
     argv: tuple[str, ...]
     ready_file: Path
+    environment: Mapping[str, str] | None = None
 
 
 class Child:
@@ -145,7 +149,12 @@ class Child:
 
     async def _start(self, output: int) -> Process:
         self._process = process = await asyncio.create_subprocess_exec(
-            *self.spec.argv, stdin=DEVNULL, stdout=output, stderr=output, start_new_session=True
+            *self.spec.argv,
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=self.spec.environment,
         )
         self.starts += 1
         return process

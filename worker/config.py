@@ -28,8 +28,8 @@ class WorkerConfig:
     advertise_host: str | None = option(
         None, help="host that front doors reach this worker by (default: --host, or this host's)"
     )
-    discovery: str = option("memory", help="where the worker registers itself", choices=KINDS)
-    discovery_path: str | None = option(None, help="folder of file discovery")
+    discovery: str = option("file", help="where the worker registers itself", choices=KINDS)
+    discovery_path: str | None = option(None, help="folder of file discovery (default: the user's)")
     ready_file: Path | None = option(None, help="file to write the addresses to once ready")
     log_level: str = option("info", help="least level of log lines", choices=LEVELS)
     log_format: str = option("text", help="form of log lines", choices=FORMATS)

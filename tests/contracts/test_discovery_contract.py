@@ -222,7 +222,7 @@ async def test_a_reused_pid_does_not_keep_a_dead_owners_record(tmp_path):
         assert await anext(changes) == Snapshot(records=())
 
 
-def test_unknown_back_ends_and_missing_folders_are_configuration_errors(tmp_path):
-    for kind, path in (("zookeeper", None), ("file", None), ("file", "/proc/nowhere")):
+def test_unknown_back_ends_and_impossible_folders_are_configuration_errors(tmp_path):
+    for kind, path in (("zookeeper", None), ("file", "/proc/nowhere")):
         with pytest.raises(InvalidConfig):
             open_discovery(kind, path)

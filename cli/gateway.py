@@ -1,0 +1,93 @@
+"""`penstock gateway`: the OpenAI front alone, as a client of any KServe v2 text server."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from cli.options import HttpOptions
+from runtime.config import option, parse_config
+from runtime.errors import InvalidConfig
+from runtime.logs import configure_logging
+
+_LOG = logging.getLogger(__name__)
+_CLOSE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayProcessConfig(HttpOptions):
+    """One gateway process."""
+
+    target: str | None = option(None, help="the KServe server: host:port", metavar="HOST:PORT")
+    request_timeout_s: float = option(0.0, help="limit of a whole request; 0 is none", unit="s")
+    keepalive_s: float = option(
+        0.0, help="time between pings to the target; 0 is none: other servers may refuse them",
+        unit="s",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Raise InvalidConfig naming the field that is wrong."""
+        HttpOptions.__post_init__(self)
+        if not self.target:
+            raise InvalidConfig("a gateway needs --target HOST:PORT", param="target")
+
+
+def gateway(argv: Sequence[str]) -> int:
+    """Run a gateway until it is stopped; returns the exit code."""
+    config, rest = parse_config(
+        GatewayProcessConfig,
+        argv,
+        prog="penstock gateway",
+        description="The OpenAI front alone, in front of any KServe v2 server of language models.",
+    )
+    if rest:
+        raise InvalidConfig("a gateway takes no engine arguments behind --")
+    configure_logging(level=config.log_level, log_format=config.log_format)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(config))
+    return 0
+
+
+async def _run(config: GatewayProcessConfig) -> None:
+    from gateway_http.app import create_app
+    from gateway_http.config import GatewayConfig
+    from gateway_http.http_server import HttpServer
+    from gateway_http.kserve_backend import KServeBackend
+    from runtime.grpc_client import RpcChannel
+    from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
+    from runtime.ready_file import remove_ready_file, write_ready_file
+    from runtime.status_server import StatusServer
+    from wire.pool import rpc_types
+
+    stop = StopRequest()
+    with stop_on_signals(stop, hard_limit_s=config.drain_timeout_s + 30):
+        async with AsyncExitStack() as resources:
+            keepalive_s = config.keepalive_s or None
+            channel = RpcChannel(config.target or "", rpc_types=rpc_types, keepalive_s=keepalive_s)
+            resources.push_async_callback(channel.close)
+            settings = GatewayConfig(
+                max_body_bytes=config.max_body_bytes,
+                request_timeout_s=config.request_timeout_s or None,
+            )
+            app = create_app(KServeBackend(channel), settings)
+            http = HttpServer(app, host=config.host, port=config.http_port)
+            # The gateway holds no state, so that it is ready while it listens; the target's
+            # readiness is at /ready of the HTTP front.
+            status = StatusServer(
+                host=config.host, port=config.metrics_port, is_ready=lambda: not stop.requested
+            )
+            resources.callback(status.stop)
+            bound: dict[str, object] = {"http": await http.start()}
+            resources.push_async_callback(http.stop, 0)
+            bound["metrics"] = status.start()
+            if config.ready_file is not None:
+                write_ready_file(config.ready_file, bound)
+                resources.callback(remove_ready_file, config.ready_file)
+            _LOG.info("ready: %s for %s", bound["http"], config.target)
+            _LOG.info("stopping: %s", await stop.wait())
+            drain_s = config.drain_timeout_s
+            action = lambda: http.stop(drain_s)  # noqa: E731 - a stage is its name and its action
+            await run_stages([Stage(name="HTTP", action=action, limit_s=drain_s + _CLOSE_S)])
