@@ -1,6 +1,7 @@
 """The Engine contract over vLLM's AsyncLLM: tokens in, tokens out, text never."""
 
 import asyncio
+import gc
 import logging
 import shutil
 from contextlib import AsyncExitStack, aclosing
@@ -124,11 +125,12 @@ class VllmEngine:
             self._watcher.cancel()
         await self._stack.aclose()
         if self._started is not None:
-            started, self._started = self._started, None
-            await asyncio.to_thread(started.llm.shutdown, SHUTDOWN_TIMEOUT_S)
-            shutil.rmtree(started.rpc_folder, ignore_errors=True)
-            # At the interpreter's end its finalizer would find half of vLLM gone.
-            self._llm = None
+            await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
+            shutil.rmtree(self._started.rpc_folder, ignore_errors=True)
+            # At the interpreter's end its finalizer would find half of vLLM gone; it is part of
+            # a reference cycle.
+            self._started = self._llm = None
+            gc.collect()
 
     async def _run(self, entry: _Entry, params: Any) -> None:
         try:
