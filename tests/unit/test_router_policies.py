@@ -3,7 +3,7 @@
 import pytest
 
 from router.policies import POLICIES, Random, RoundRobin
-from router.router import RouteRequest, Router, WorkerJoined, WorkerLeft
+from router.router import Router, RouteRequest, WorkerJoined, WorkerLeft
 
 
 def with_workers(router: Router, *names: str) -> Router:
