@@ -29,8 +29,7 @@ def file_classes(file_name: str) -> dict[str, Any]:
     """Return every top-level message class and enum value of one .proto file, by its short name."""
     descriptor = POOL.FindFileByName(file_name)
     names: dict[str, Any] = {
-        name: GetMessageClass(message)
-        for name, message in descriptor.message_types_by_name.items()
+        name: GetMessageClass(message) for name, message in descriptor.message_types_by_name.items()
     }
     for enum in descriptor.enum_types_by_name.values():
         names.update({value.name: value.number for value in enum.values})
