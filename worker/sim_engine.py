@@ -223,6 +223,8 @@ class SimEngine:
 
     async def probe(self, timeout_s: float) -> None:
         """Answer, unless dead or hanging."""
+        # A real engine answers between two steps.
+        await asyncio.sleep(0)
         if self.failure is not None:
             raise EngineFailed(self.failure)
         if self._hanging:
