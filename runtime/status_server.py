@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 from runtime.errors import InvalidConfig
 
 StartResponse = Callable[..., Any]
-_TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")]
+_TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
 
 
 class StatusServer:
@@ -69,10 +69,10 @@ class StatusServer:
             return body
         check = self._checks.get(path)
         if check is None:
-            start("404 Not Found", _TEXT)
+            start("404 Not Found", list(_TEXT))
             return [b"not here: try /metrics, /live, /ready, /health\n"]
         good = check()
-        start("200 OK" if good else "503 Service Unavailable", _TEXT)
+        start("200 OK" if good else "503 Service Unavailable", list(_TEXT))
         return [b"ok\n" if good else b"not ready\n"]
 
 
