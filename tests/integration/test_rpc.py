@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -59,7 +60,6 @@ class Echo:
                 self.call.send(ModelStreamInferResponse(error_message="last words"))
                 self.call.fail(ModelNotFound("gone"))
             case "flood":
-                self.probe.flood = self
                 self.produce()
             case _:
                 self.held = message.id == "hold"
@@ -215,10 +215,12 @@ async def test_a_very_long_message_still_arrives_as_its_own_error():
 
 async def test_bytes_that_are_no_message_are_an_invalid_argument_in_both_kinds_of_rpc():
     async with running() as (_, _, channel), grpc.aio.insecure_channel(channel.address) as raw:
+        unary: Any = raw.unary_unary(f"/{NAME}/ModelReady")
+        stream: Any = raw.stream_stream(f"/{NAME}/ModelStreamInfer")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await raw.unary_unary(f"/{NAME}/ModelReady")(b"\xff\xff\xff")
+            await unary(b"\xff\xff\xff")
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        call = raw.stream_stream(f"/{NAME}/ModelStreamInfer")(iter([b"\xff\xff\xff"]))
+        call = stream(iter([b"\xff\xff\xff"]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await anext(aiter(call))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
