@@ -7,6 +7,7 @@ import socket
 import uuid
 
 import msgspec
+from prometheus_client import REGISTRY
 
 from runtime.discovery import Lease, Record
 from runtime.discovery_open import open_discovery
@@ -20,6 +21,7 @@ from wire.pool import POOL, rpc_types
 from worker.card import make_card
 from worker.config import WorkerConfig
 from worker.engine import Engine
+from worker.metrics import WorkerCollector
 from worker.models import ResolvedModel
 from worker.service import SERVICE, WorkerService
 
@@ -70,6 +72,7 @@ class WorkerProcess:
         self._server: GrpcServer | None = None
         self._status: StatusServer | None = None
         self._lease: Lease | None = None
+        self._collector: WorkerCollector | None = None
 
     async def start(self) -> None:
         """Become ready: engine answers, ports open, lease written, in that order."""
@@ -87,6 +90,8 @@ class WorkerProcess:
             port=config.grpc_port,
         )
         address = await self._server.start()
+        self._collector = WorkerCollector(service, card.name)
+        REGISTRY.register(self._collector)
         self._status = StatusServer(
             host=config.host, port=config.metrics_port, is_ready=lambda: self.ready
         )
@@ -166,6 +171,9 @@ class WorkerProcess:
         await self._discovery.close()
         if self._status is not None:
             self._status.stop()
+        if self._collector is not None:
+            REGISTRY.unregister(self._collector)
+            self._collector = None
 
     def _set_serving(self, serving: bool) -> None:
         if self._server is not None:

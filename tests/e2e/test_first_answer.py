@@ -93,8 +93,10 @@ def running_requests(served: Served) -> float:
     url = served.worker_status_url() + "/metrics"
     with urllib.request.urlopen(url, timeout=WAIT_S) as response:
         lines = response.read().decode().splitlines()
-    names = ("penstock_worker_requests_running ", "penstock_worker_requests_waiting ")
-    return sum(float(line.split()[1]) for line in lines if line.startswith(names))
+    names = ("penstock_worker_requests_running{", "penstock_worker_requests_waiting{")
+    found = [float(line.split()[-1]) for line in lines if line.startswith(names)]
+    assert len(found) == 2
+    return sum(found)
 
 
 @pytest.fixture(scope="module")
