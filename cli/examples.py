@@ -31,7 +31,7 @@ import numpy as np, tritonclient.grpc as triton
 client = triton.InferenceServerClient({address!r})
 messages = triton.InferInput("messages", [1], "BYTES")
 messages.set_data_from_numpy(np.array([{messages!r}.encode()], dtype=object))
-answer = client.infer({model!r}, [messages], parameters={{"max_tokens": 48}})
+answer = client.infer({model!r}, [messages], parameters={{"max_tokens": 48, "temperature": 0}})
 print(answer.as_numpy("text_output")[0].decode())
 END"""
 
@@ -43,13 +43,16 @@ python - <<'END'
 import openai
 client = openai.OpenAI(base_url="{url}/v1", api_key="none")
 question = [{{"role": "user", "content": {_QUESTION!r}}}]
-for part in client.chat.completions.create(model={model!r}, messages=question, stream=True):
+answer = client.chat.completions.create(
+    model={model!r}, messages=question, temperature=0, stream=True)
+for part in answer:
     print(part.choices[0].delta.content or "", end="", flush=True)
 END"""
 
 
 def _curl(url: str, model: str) -> str:
-    body = {"model": model, "messages": [{"role": "user", "content": _QUESTION}], "stream": True}
+    question = [{"role": "user", "content": _QUESTION}]
+    body = {"model": model, "messages": question, "temperature": 0, "stream": True}
     return f"""
 curl:
 curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
