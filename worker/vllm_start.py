@@ -78,8 +78,9 @@ def build_vllm(settings: VllmSettings, stat_logger: Any) -> StartedVllm:
         # create_engine_config has just set "spawn" here.
         _write_environment({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, {})
     guard_forked_children()
-    llm = _construct(config, stat_logger)
-    return StartedVllm(llm=llm, config=config, rpc_folder=rpc_folder)
+    # No local name for it: something in vLLM's imports keeps this frame, and `close` must be able
+    # to free the engine.
+    return StartedVllm(llm=_construct(config, stat_logger), config=config, rpc_folder=rpc_folder)
 
 
 def _write_environment(values: Mapping[str, str], defaults: Mapping[str, str]) -> None:
