@@ -1,0 +1,74 @@
+"""The yardstick: a bare grpc.aio server that streams one fixed message over and over.
+
+Run as a process: `python -m benchmarks.yardstick INTERVAL_S`. It prints its address. The first
+request message of a stream says in its `id` how many messages to send, one per interval. What it
+costs per message is what any grpc.aio server costs that does nothing else.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import uvloop
+
+from wire import inference_pb2 as pb
+
+MESSAGE = pb.ModelStreamInferResponse(
+    infer_response=pb.ModelInferResponse(
+        model_name="sim",
+        id="0",
+        outputs=[{"name": "text_output", "datatype": "BYTES", "shape": [1]}],
+        raw_output_contents=[b"\5\0\0\0 word"],
+    )
+).SerializeToString()
+
+
+class _Ticks:
+    """Wakes every waiting stream at once, as an engine's step does."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._next = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due += self._interval_s
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            passed, self._next = self._next, asyncio.Event()
+            passed.set()
+
+    async def wait(self) -> None:
+        await self._next.wait()
+
+
+async def serve(interval_s: float) -> None:
+    """Serve until killed."""
+    ticks = _Ticks(interval_s)
+
+    async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
+        request = pb.ModelInferRequest.FromString(await anext(requests))
+        for _ in range(int(request.id)):
+            await ticks.wait()
+            await context.write(MESSAGE)
+
+    server = grpc.aio.server()
+    handler = grpc.stream_stream_rpc_method_handler(stream)
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                "inference.GRPCInferenceService", {"ModelStreamInfer": handler}
+            ),
+        )
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    await ticks.run()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(float(sys.argv[1])))
