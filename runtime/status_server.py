@@ -1,11 +1,13 @@
 """The operator's port: Prometheus metrics and health over plain HTTP, in a thread of its own.
 
-A thread, so that /live answers truthfully about the event loop instead of hanging with it.
+A thread, so that /live can say that the event loop hangs instead of hanging with it.
 """
 
+import asyncio
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -21,7 +23,9 @@ _TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-st
 class StatusServer:
     """Serves /metrics, /live, /ready and /health (the same as /ready) on host:port.
 
-    The two checks are called from other threads and must only read. They answer 200 or 503.
+    Each check answers 200 or 503. `is_ready` is called from other threads and must only read.
+    The process is live while the event loop that `start` is called on takes less than `hung_s`
+    seconds for a turn.
     """
 
     def __init__(
@@ -30,11 +34,12 @@ class StatusServer:
         host: str,
         port: int,
         is_ready: Callable[[], bool],
-        is_live: Callable[[], bool] = lambda: True,
+        hung_s: float = 60.0,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._host, self._port = host, port
-        self._checks = {"/live": is_live, "/ready": is_ready, "/health": is_ready}
+        self._pulse = LoopPulse(hung_s)
+        self._checks = {"/live": self._pulse.is_live, "/ready": is_ready, "/health": is_ready}
         self._metrics = make_wsgi_app(registry)
         self._server: _Server | None = None
 
@@ -50,6 +55,7 @@ class StatusServer:
                 param="metrics_port",
             ) from error
         server.set_app(self._answer)
+        self._pulse.start()
         self._server = server
         threading.Thread(target=server.serve_forever, name="status", daemon=True).start()
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -58,6 +64,7 @@ class StatusServer:
     def stop(self) -> None:
         """Stop listening; waits at most half a second. Idempotent."""
         server, self._server = self._server, None
+        self._pulse.stop()
         if server is not None:
             server.shutdown()
             server.server_close()
@@ -74,6 +81,30 @@ class StatusServer:
         good = check()
         start("200 OK" if good else "503 Service Unavailable", list(_TEXT))
         return [b"ok\n" if good else b"not ready\n"]
+
+
+class LoopPulse:
+    """Notes once a second that the event loop turns; `is_live` may be asked by any thread."""
+
+    def __init__(self, hung_s: float) -> None:
+        self._hung_s = hung_s
+        self._beaten_at = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin, on the running event loop."""
+        self._beaten_at = time.monotonic()
+        period_s = min(1.0, self._hung_s / 4)
+        self._timer = asyncio.get_running_loop().call_later(period_s, self.start)
+
+    def stop(self) -> None:
+        """End. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def is_live(self) -> bool:
+        """Whether the loop has turned lately."""
+        return time.monotonic() - self._beaten_at < self._hung_s
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):

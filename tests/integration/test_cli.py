@@ -241,6 +241,24 @@ def test_children_do_not_outlive_a_killed_parent(serving):
     assert not psutil.wait_procs(family, timeout=15)[1]
 
 
+def test_a_stop_lets_a_running_stream_finish(tmp_path):
+    with penstock(tmp_path, "serve", "smollm2", "--engine=sim", *FREE) as one:
+        body = {"model": "smollm2", "prompt": "x", "max_tokens": 150, "stream": True}
+        request = urllib.request.Request(
+            f"{one.ready['http']}/v1/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            first = answer.readline()
+            one.process.send_signal(signal.SIGTERM)
+            rest = answer.read()
+        assert first.startswith(b"data: ")
+        assert b'"finish_reason":"length"' in rest
+        assert rest.endswith(b"data: [DONE]\n\n")
+        assert one.process.wait(30) == 0
+
+
 def test_a_second_signal_stops_at_once(tmp_path):
     slow = ("--engine=sim", "--sim-speedup=0.01")
     with penstock(tmp_path, "serve", "smollm2", *slow, *FREE) as one:

@@ -1,6 +1,9 @@
 """runtime's gRPC server and client over real sockets, with small services of their own."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -439,3 +442,35 @@ async def test_reflection_lists_and_describes_every_service():
         assert (await call.read()).error_response.error_code == 3
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
+
+
+SERVER = """
+import asyncio
+from tests.integration.test_rpc import Probe, make_server
+async def main():
+    server = make_server(Probe())
+    print(await server.start(), flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def server_process():
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+async def test_a_frozen_server_is_noticed_in_seconds(server_process):
+    address = server_process.stdout.readline().strip()
+    channel = RpcChannel(address, rpc_types=rpc_types, keepalive_s=1)
+    async with channel.stream(NAME, "ModelStreamInfer") as stream:
+        stream.send(ModelInferRequest(id="hold"))
+        await anext(stream)
+        server_process.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(15):
+            with pytest.raises(WorkerLost):
+                await anext(stream)
+    await channel.close()

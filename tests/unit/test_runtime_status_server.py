@@ -1,5 +1,7 @@
 """The operator's port answers health and metrics, each request on its own."""
 
+import asyncio
+import time
 import urllib.error
 import urllib.request
 
@@ -12,18 +14,18 @@ from runtime.status_server import StatusServer
 
 @pytest.fixture
 def state():
-    return {"ready": False, "live": True}
+    return {"ready": False}
 
 
 @pytest.fixture
-def url(state):
+async def url(state):
     registry = CollectorRegistry()
     Counter("things", "things", registry=registry).inc()
     server = StatusServer(
         host="127.0.0.1",
         port=0,
         is_ready=lambda: state["ready"],
-        is_live=lambda: state["live"],
+        hung_s=0.2,
         registry=registry,
     )
     yield server.start()
@@ -31,7 +33,7 @@ def url(state):
     server.stop()
 
 
-def get(url: str) -> tuple[int, bytes]:
+def get_blocking(url: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.status, answer.read()
@@ -40,27 +42,38 @@ def get(url: str) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
-def test_ready_and_health_follow_the_process_while_live_stays(url, state):
+async def get(url: str) -> tuple[int, bytes]:
+    return await asyncio.to_thread(get_blocking, url)
+
+
+async def test_ready_and_health_follow_the_process_while_live_stays(url, state):
     for path in ("/ready", "/health"):
-        assert get(url + path) == (503, b"not ready\n")
+        assert await get(url + path) == (503, b"not ready\n")
+        assert await get(url + "/live") == (200, b"ok\n")
     state["ready"] = True
     for path in ("/ready", "/health", "/live"):
-        assert get(url + path) == (200, b"ok\n")
-    state["ready"] = state["live"] = False
-    assert get(url + "/ready") == get(url + "/live") == (503, b"not ready\n")
+        assert await get(url + path) == (200, b"ok\n")
 
 
-def test_metrics_come_from_the_registry(url):
-    status, body = get(url + "/metrics")
+async def test_a_process_whose_event_loop_hangs_is_not_live(url):
+    assert await get(url + "/live") == (200, b"ok\n")
+    began = time.monotonic()
+    while get_blocking(url + "/live")[0] == 200:  # this very loop is what hangs
+        assert time.monotonic() - began < 10
+    assert await get(url + "/live") == (200, b"ok\n")
+
+
+async def test_metrics_come_from_the_registry(url):
+    status, body = await get(url + "/metrics")
     assert status == 200
     assert b"things_total 1.0" in body
 
 
-def test_other_paths_are_not_found(url):
-    assert get(url + "/")[0] == 404
+async def test_other_paths_are_not_found(url):
+    assert (await get(url + "/"))[0] == 404
 
 
-def test_a_port_in_use_is_a_configuration_error(url):
+async def test_a_port_in_use_is_a_configuration_error(url):
     port = int(url.rpartition(":")[2])
     with pytest.raises(InvalidConfig, match=str(port)):
         StatusServer(host="127.0.0.1", port=port, is_ready=lambda: True).start()
