@@ -11,6 +11,18 @@ from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
 ENGINES = ("vllm", "sim")
+_LEAST = {
+    "drain_timeout_s": 0,
+    "withdraw_wait_s": 0,
+    "sim_speedup": 0,
+    "sim_mean_answer_tokens": 0,
+    "sim_block_size": 1,
+    "sim_kv_blocks": 1,
+    "sim_max_num_seqs": 1,
+    "sim_max_num_batched_tokens": 1,
+    "sim_die_after_steps": 0,
+    "sim_hang_after_steps": 0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +75,11 @@ class WorkerConfig:
         for name in ("probe_interval_s", "probe_timeout_s"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} must be above 0", param=name)
-        for name in ("drain_timeout_s", "withdraw_wait_s", "sim_speedup"):
-            if not getattr(self, name) >= 0:
-                raise InvalidConfig(f"{name} must be at least 0", param=name)
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise InvalidConfig(f"{name} must be at least {least}", param=name)
+        if self.sim_context_length is not None and self.sim_context_length < 2:
+            raise InvalidConfig("sim_context_length must be at least 2", param="sim_context_length")
         for name in ("grpc_port", "metrics_port"):
             if not 0 <= getattr(self, name) < 65536:
                 raise InvalidConfig(f"{name} must be in [0, 65535]", param=name)

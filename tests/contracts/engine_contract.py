@@ -17,6 +17,7 @@ from runtime.errors import (
     Unsupported,
     WorkerLost,
 )
+from tests.waiting import eventually
 from wire.sampling import Sampling
 from wire.tokens import FinishReason, TokenDelta, TokenRequest
 from worker.engine import Engine
@@ -107,9 +108,7 @@ async def refusal(engine: Engine, prompt: Any = None, **fields: Any) -> ServingE
 
 
 async def wait_idle(engine: Engine) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while engine.load().running or engine.load().waiting:  # noqa: ASYNC110 - no event for it
-            await asyncio.sleep(0)
+    await eventually(lambda: not engine.load().running + engine.load().waiting, limit_s=WAIT_S)
 
 
 @case

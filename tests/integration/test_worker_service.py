@@ -21,6 +21,7 @@ from runtime.errors import (
 )
 from runtime.grpc_client import ClientStream, RpcChannel
 from runtime.grpc_server import GrpcServer
+from tests.waiting import eventually
 from wire import inference_pb2 as pb
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.pool import POOL, rpc_types
@@ -58,14 +59,9 @@ class Worker:
         metadata = {FRAMES_HEADER: "1"} if frames else None
         return self.channel.stream(SERVICE, "ModelStreamInfer", metadata=metadata)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():  # noqa: ASYNC110 - no event tells it
-                await asyncio.sleep(0)
-
     async def idle(self) -> None:
         """Wait until neither service nor engine runs anything."""
-        await self.until(lambda: not (self.service.in_flight + self.engine.load().running))
+        await eventually(lambda: not (self.service.in_flight + self.engine.load().running))
 
 
 @asynccontextmanager
