@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.vllm
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 SAMPLING = {"temperature": 0, "max_tokens": 24}
 WAIT_S = 60.0
 
@@ -193,7 +193,7 @@ def test_cancelling_a_stream_frees_the_engine(served: Served) -> None:
 def test_closing_an_openai_stream_frees_the_engine(served: Served) -> None:
     client = openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", timeout=WAIT_S)
     extra: Any = {"ignore_eos": True}
-    chunks = client.chat.completions.create(
+    chunks: Any = client.chat.completions.create(
         model=MODEL, messages=QUESTION, max_tokens=1500, stream=True, extra_body=extra
     )
     next(iter(chunks))
