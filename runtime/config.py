@@ -243,5 +243,7 @@ def _shown(config: object, parser: _Parser) -> str:
         text = yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
         default = not field.metadata.get("positional") and value == field.default
         source = "default" if default else parser.source_of(field.name)
+        if field.metadata.get("positional"):
+            source = "argument"
         lines.append(f"{field.name.replace('_', '-')}: {text}  # {source}\n")
     return "".join(lines)

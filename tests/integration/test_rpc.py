@@ -1,175 +1,27 @@
-"""runtime's gRPC server and client over real sockets, with small services of their own."""
+"""Single rpcs through runtime's gRPC server and client, over real sockets."""
 
 import asyncio
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from runtime.errors import (
     Cancelled,
     DeadlineExceeded,
-    Draining,
     InternalError,
     InvalidConfig,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
-    ServingError,
     Unsupported,
     WorkerLost,
 )
 from runtime.grpc_client import RpcChannel
-from runtime.grpc_server import GrpcOptions, GrpcServer
-from runtime.rpc import Call, CallInfo, Service
+from tests.integration.rpc_probe import NAME, Probe, make_server, ready, running
 from tests.waiting import eventually
-from wire.inference_pb2 import (
-    ModelInferRequest,
-    ModelReadyRequest,
-    ModelReadyResponse,
-    ModelStreamInferResponse,
-    ServerLiveRequest,
-    ServerLiveResponse,
-)
-from wire.pool import POOL, rpc_types
-
-NAME = "inference.GRPCInferenceService"
-
-
-class Echo:
-    """Streams back what it gets; `steps` of "cancelled" and the like tell what happened to it."""
-
-    def __init__(self, probe: "Probe", call: Call) -> None:
-        self.probe, self.call = probe, call
-        self.held = False
-
-    def on_message(self, message) -> None:
-        self.probe.messages.put_nowait(message.id)
-        match message.id:
-            case "headers":
-                self.call.set_initial_metadata({"penstock-frames": "1"})
-            case "bad":
-                raise InvalidRequest("bad id", param="id")
-            case "defect":
-                raise KeyError("secret")
-            case "fail":
-                self.call.send(ModelStreamInferResponse(error_message="last words"))
-                self.call.fail(ModelNotFound("gone"))
-            case "flood":
-                self.produce()
-            case _:
-                self.held = message.id == "hold"
-                self.call.send(ModelStreamInferResponse(error_message=message.id))
-
-    def produce(self) -> None:
-        while self.call.writable and self.probe.produced < self.probe.flood_size:
-            self.call.send(ModelStreamInferResponse(error_message="x" * 16384))
-            self.probe.produced += 1
-        if self.probe.produced == self.probe.flood_size:
-            self.call.finish()
-        else:
-            self.probe.paused.set()
-
-    def on_half_close(self) -> None:
-        if not self.held:
-            self.call.finish()
-
-    def on_writable(self) -> None:
-        self.probe.resumed += 1
-        self.produce()
-
-    def on_cancel(self) -> None:
-        self.probe.cancels += 1
-        self.probe.cancelled.set()
-
-
-class Probe:
-    def __init__(self) -> None:
-        self.messages: asyncio.Queue[str] = asyncio.Queue()
-        self.cancelled = asyncio.Event()
-        self.paused = asyncio.Event()
-        self.release = asyncio.Event()
-        self.entered = asyncio.Event()
-        self.left = False
-        self.cancels = self.resumed = self.produced = 0
-        self.flood_size = 1000
-        self.infos: list[CallInfo] = []
-
-    async def server_live(self, request, info: CallInfo):
-        self.infos.append(info)
-        return ServerLiveResponse(live=False)
-
-    async def model_ready(self, request, info: CallInfo):
-        match request.name:
-            case "missing":
-                raise ModelNotFound("no model 'missing'\ud800 ü", param="näme\n")
-            case "defect":
-                raise KeyError("secret")
-            case "group":
-                raise ExceptionGroup("many", [ValueError("x"), Overloaded("full")])
-            case "stray-cancel":
-                raise asyncio.CancelledError
-            case "long":
-                raise InvalidRequest("ü" * 50_000, param="p" * 9000)
-            case "wait":
-                self.entered.set()
-                try:
-                    await self.release.wait()
-                finally:
-                    self.left = True
-        return ModelReadyResponse(ready=True)
-
-    def service(self) -> Service:
-        return Service(
-            name=NAME,
-            unary={"ServerLive": self.server_live, "ModelReady": self.model_ready},
-            streams={"ModelStreamInfer": lambda call: Echo(self, call)},
-        )
-
-
-def make_server(probe: Probe, port: int = 0, **options) -> GrpcServer:
-    return GrpcServer(
-        services=[probe.service()],
-        rpc_types=rpc_types,
-        pool=POOL,
-        host="127.0.0.1",
-        port=port,
-        options=GrpcOptions(**options),
-    )
-
-
-@asynccontextmanager
-async def running(**options) -> AsyncIterator[tuple[Probe, GrpcServer, RpcChannel]]:
-    probe = Probe()
-    server = make_server(probe, **options)
-    address = await server.start()
-    channel = RpcChannel(address, rpc_types=rpc_types)
-    try:
-        async with asyncio.timeout(20):
-            yield probe, server, channel
-    finally:
-        await channel.close()
-        await server.stop(0)
-
-
-async def ready(channel: RpcChannel, name: str, timeout_s: float | None = 5):
-    return await channel.unary(
-        NAME, "ModelReady", ModelReadyRequest(name=name), timeout_s=timeout_s
-    )
-
-
-async def outcome(call):
-    try:
-        return await call
-    except ServingError as error:
-        return error
+from wire.inference_pb2 import ModelInferRequest, ServerLiveRequest, ServerLiveResponse
+from wire.pool import rpc_types
 
 
 async def test_a_unary_call_carries_messages_metadata_and_deadline():
@@ -357,120 +209,3 @@ async def test_deadlines_hold_on_both_sides():
                 await anext(stream)
         await probe.cancelled.wait()
     assert probe.left
-
-
-async def test_stop_lets_a_running_call_finish_and_refuses_new_ones():
-    async with running() as (probe, server, channel), asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(ready(channel, "wait", timeout_s=None))
-        await probe.entered.wait()
-        stopping = tasks.create_task(server.stop(10))
-        other = RpcChannel(channel.address, rpc_types=rpc_types)
-        while not isinstance(await outcome(ready(other, "x")), WorkerLost):
-            pass
-        await other.close()
-        assert not stopping.done()
-        probe.release.set()
-        assert (await waiting).ready
-
-
-async def test_stop_ends_what_does_not_finish_and_returns_after_its_finally():
-    async with running() as (probe, server, channel), asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(outcome(ready(channel, "wait", timeout_s=None)))
-        await probe.entered.wait()
-        async with channel.stream(NAME, "ModelStreamInfer") as stream:
-            stream.send(ModelInferRequest(id="hold"))
-            await anext(stream)
-            await server.stop(0.05)
-            assert server.in_flight == 0
-            assert probe.left
-            assert probe.cancels == 1
-            with pytest.raises(Draining):
-                await anext(stream)
-        assert isinstance(await waiting, WorkerLost)
-
-
-async def test_health_follows_each_service_and_unknown_names_are_not_found():
-    async with running() as (_, server, channel), grpc.aio.insecure_channel(channel.address) as raw:
-        stub = health_pb2_grpc.HealthStub(raw)
-        check = health_pb2.HealthCheckRequest
-        assert (await stub.Check(check(service=NAME))).status == 2
-        server.set_serving(NAME, True)
-        server.set_serving("", True)
-        assert (await stub.Check(check(service=NAME))).status == 1
-        assert (await stub.Check(check())).status == 1
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Check(check(service="nobody"))
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-
-
-async def test_health_watchers_see_each_change_and_the_end_at_stop():
-    async with running() as (_, server, channel), grpc.aio.insecure_channel(channel.address) as raw:
-        stub = health_pb2_grpc.HealthStub(raw)
-        first = aiter(stub.Watch(health_pb2.HealthCheckRequest(service=NAME)))
-        second = stub.Watch(health_pb2.HealthCheckRequest(service=NAME))
-        unknown = aiter(stub.Watch(health_pb2.HealthCheckRequest(service="nobody")))
-        assert (await anext(first)).status == 2
-        assert (await second.read()).status == 2
-        assert (await anext(unknown)).status == 3
-        second.cancel()
-        server.set_serving(NAME, True)
-        assert (await anext(first)).status == 1
-        await server.stop(10)
-        assert [m.status async for m in first] == [2]
-
-
-async def test_reflection_lists_and_describes_every_service():
-    async with running() as (_, _, channel), grpc.aio.insecure_channel(channel.address) as raw:
-        stub = reflection_pb2_grpc.ServerReflectionStub(raw)
-        request = reflection_pb2.ServerReflectionRequest
-        call = stub.ServerReflectionInfo()
-        await call.write(request(list_services=""))
-        names = [s.name for s in (await call.read()).list_services_response.service]
-        assert names == [
-            "grpc.health.v1.Health",
-            "grpc.reflection.v1alpha.ServerReflection",
-            NAME,
-        ]
-        for name in names:
-            await call.write(request(file_containing_symbol=name))
-            assert (await call.read()).file_descriptor_response.file_descriptor_proto
-        await call.write(request(file_by_filename="inference.proto"))
-        assert (await call.read()).file_descriptor_response.file_descriptor_proto
-        await call.write(request(file_by_filename="nowhere.proto"))
-        assert (await call.read()).error_response.error_code == 5
-        await call.write(request())
-        assert (await call.read()).error_response.error_code == 3
-        await call.done_writing()
-        assert await call.read() is grpc.aio.EOF
-
-
-SERVER = """
-import asyncio
-from tests.integration.test_rpc import Probe, make_server
-async def main():
-    server = make_server(Probe())
-    print(await server.start(), flush=True)
-    await asyncio.Event().wait()
-asyncio.run(main())
-"""
-
-
-@pytest.fixture
-def server_process():
-    command = [sys.executable, "-c", SERVER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.kill()
-
-
-async def test_a_frozen_server_is_noticed_in_seconds(server_process):
-    address = server_process.stdout.readline().strip()
-    channel = RpcChannel(address, rpc_types=rpc_types, keepalive_s=1)
-    async with channel.stream(NAME, "ModelStreamInfer") as stream:
-        stream.send(ModelInferRequest(id="hold"))
-        await anext(stream)
-        server_process.send_signal(signal.SIGSTOP)
-        async with asyncio.timeout(15):
-            with pytest.raises(WorkerLost):
-                await anext(stream)
-    await channel.close()
