@@ -21,7 +21,6 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     created: int = 0
     checksum: str = ""
-    default_sampling: dict[str, float | int] = {}
 
 
 class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,6 @@ from runtime.errors import InvalidConfig
 from wire.cards import ModelCard
 from worker.engine import EngineInfo
 
-DEFAULT_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -31,9 +30,6 @@ def make_card(
     """
     folder = Path(model_path)
     read_json(folder / "config.json")
-    generation = {}
-    if (folder / "generation_config.json").exists():
-        generation = read_json(folder / "generation_config.json")
     return ModelCard(
         name=name,
         path=str(folder),
@@ -44,11 +40,6 @@ def make_card(
         eos_token_ids=info.eos_token_ids,
         created=int((folder / "config.json").stat().st_mtime),
         checksum=_checksum(folder),
-        default_sampling={
-            key: generation[key]
-            for key in DEFAULT_SAMPLING
-            if isinstance(generation.get(key), (int, float))
-        },
     )
 
 
