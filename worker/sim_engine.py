@@ -23,7 +23,7 @@ from worker.request_check import check_request
 from worker.sim_cache import PrefixCache, RemovedListener, StoredListener
 from worker.sim_scheduler import Scheduler, Sequence
 from worker.sim_timing import Chunk, SimTiming
-from worker.sim_tokens import TokenSource, Vocabulary, fold
+from worker.sim_tokens import TokenSource, Vocabulary, fold, fold_one
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class _Choice:
         top, extra = sampling.logprobs, sampling.logprob_token_ids
         if top is not None or extra:
             delta.logprobs = [self.source.logprobs(self.state, token, top or 0, extra or ())]
-        self.state = fold((token,), self.state)
+        self.state = fold_one(token, self.state)
         self.sequence.token_ids.append(token)
         self.sequence.answered = answered + 1
         delta.finish_reason, delta.stop_reason = self._end(token, sampling, eos_token_ids)
@@ -143,7 +143,7 @@ class _Running:
         positions: list[Position] = []
         for token in self.request.token_ids:
             positions.append(source.logprobs(state, token, top) if positions else [])
-            state = fold((token,), state)
+            state = fold_one(token, state)
         return positions
 
 

@@ -46,6 +46,7 @@ class Scheduler:
         self._max_tokens_per_step = max_tokens_per_step
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
+        self._preempted: set[Sequence] = set()
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -63,12 +64,15 @@ class Scheduler:
         """Choose the next step's work and reserve its blocks."""
         budget = self._max_tokens_per_step
         chosen: list[tuple[Sequence, Chunk]] = []
+        self._preempted.clear()
         for sequence in list(self.running):
-            if budget and sequence in self.running and self._grow(sequence, budget):
+            if budget and sequence not in self._preempted and self._grow(sequence, budget):
                 chosen.append((sequence, self._chunk(sequence, budget)))
                 budget -= chosen[-1][1].new_tokens
-        chosen = [entry for entry in chosen if entry[0] in self.running]
-        while budget and self.waiting and len(self.running) < self._max_sequences:
+        if self._preempted:
+            chosen = [entry for entry in chosen if entry[0] not in self._preempted]
+        # As in vLLM: who gave way does not come back in the same step.
+        while budget and self._may_admit():
             sequence = self.waiting[0]
             if not self._admit(sequence, budget):
                 break
@@ -76,6 +80,10 @@ class Scheduler:
             chosen.append((sequence, self._chunk(sequence, budget)))
             budget -= chosen[-1][1].new_tokens
         return chosen
+
+    def _may_admit(self) -> bool:
+        room = len(self.running) < self._max_sequences
+        return bool(self.waiting) and room and not self._preempted
 
     def advance(self, sequence: Sequence, chunk: Chunk) -> bool:
         """Book a computed chunk; returns whether the sequence's next token is due."""
@@ -93,19 +101,19 @@ class Scheduler:
 
     @staticmethod
     def _chunk(sequence: Sequence, budget: int) -> Chunk:
-        return Chunk(
-            new_tokens=min(sequence.todo, budget),
-            context_tokens=sequence.computed,
-            decode=sequence.answered > 0 and sequence.todo == 1,
-        )
+        todo = sequence.todo
+        decode = todo == 1 and sequence.answered > 0
+        return Chunk(min(todo, budget), sequence.computed, decode)
 
-    def _missing_blocks(self, sequence: Sequence, budget: int, held: int) -> int:
-        end = max(sequence.computed, held * self._block_size) + min(sequence.todo, budget)
-        return max(0, -(-min(end, len(sequence.token_ids)) // self._block_size) - held)
+    def _missing_blocks(self, sequence: Sequence, start: int, budget: int, held: int) -> int:
+        end = min(start + budget, len(sequence.token_ids))
+        return max(0, -(-end // self._block_size) - held)
 
     def _grow(self, sequence: Sequence, budget: int) -> bool:
         held = len(sequence.hashes) + sequence.private
-        missing = self._missing_blocks(sequence, budget, held)
+        missing = self._missing_blocks(sequence, sequence.computed, budget, held)
+        if not missing:
+            return True
         while not self._cache.take([], missing):
             youngest = self.running[-1]
             self._preempt(youngest)
@@ -120,12 +128,13 @@ class Scheduler:
             # The last token is always computed: its logits are the next token.
             hashes = prefix_hashes(sequence.token_ids[:-1], self._block_size, sequence.salt)
             hashes = hashes[: self._cache.match(hashes)]
-        missing = self._missing_blocks(sequence, budget, len(hashes))
+        start = len(hashes) * self._block_size
+        missing = self._missing_blocks(sequence, start, budget, len(hashes))
         if not self._cache.take(hashes, missing):
             return False
         sequence.hashes = hashes
         sequence.private = missing
-        sequence.computed = len(hashes) * self._block_size
+        sequence.computed = start
         if not sequence.answered:
             sequence.cached_tokens = sequence.computed
         return True
@@ -133,6 +142,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence)
+        self._preempted.add(sequence)
         self.waiting.appendleft(sequence)
 
     def _free(self, sequence: Sequence) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime.errors import InvalidConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Chunk(NamedTuple):
     """One sequence's share of a step: `new_tokens` computed after `context_tokens` held before."""
 
     new_tokens: int
