@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from router.policies import POLICIES
 from runtime.config import option
 from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig
@@ -50,5 +51,7 @@ class FrontOptions(HttpOptions):
         None, help="folder of file discovery (default: one of the user's)"
     )
     max_message_bytes: int = option(-1, help="largest gRPC message; -1 is no limit", unit="bytes")
-    router_policy: str = option("round-robin", help="how a worker is chosen")
+    router_policy: str = option(
+        "round-robin", help="how a worker is chosen", choices=tuple(POLICIES)
+    )
     request_timeout_s: float = option(0.0, help="limit of a whole request; 0 is none", unit="s")
