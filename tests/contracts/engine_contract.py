@@ -1,7 +1,6 @@
 """What every Engine must do: cases run on the simulator and on real vLLM.
 
-A case gets a started engine whose context is CONTEXT tokens. It leaves nothing running. The cases
-in BAD_REQUESTS would kill or hang vLLM, or all its requests, if they reached it unchecked.
+A case gets a started engine whose context is CONTEXT tokens. It leaves nothing running.
 """
 
 import asyncio
@@ -17,6 +16,7 @@ from runtime.errors import (
     Unsupported,
     WorkerLost,
 )
+from tests.contracts.engine_requests import BAD_REQUESTS, BAD_STRUCTURES, PROMPT
 from tests.waiting import eventually
 from wire.sampling import Sampling
 from wire.tokens import FinishReason, TokenDelta, TokenRequest
@@ -24,7 +24,6 @@ from worker.engine import Engine
 
 CONTEXT = 256
 WAIT_S = 30.0
-PROMPT = list(range(500, 580))
 
 Case = Callable[[Engine], Awaitable[None]]
 CASES: dict[str, Case] = {}
@@ -315,58 +314,6 @@ async def a_prompt_without_room_for_an_answer_is_too_long(engine: Engine) -> Non
         assert isinstance(error, ContextLengthExceeded)
         assert error.param == "input_ids"
     await answer(engine)
-
-
-BAD_REQUESTS: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "float ids": ([1.5, 2], {}, "input_ids"),
-    "text ids": (["a"], {}, "input_ids"),
-    "nested ids": ([[1, 2]], {}, "input_ids"),
-    "huge ids": ([2**70], {}, "input_ids"),
-    "float ids of numpy": (np.array([1.0, 2.0]), {}, "input_ids"),
-    "no prompt": ([], {}, "input_ids"),
-    "an id outside the vocabulary": ([1, 10**6], {}, "input_ids"),
-    "a negative id": ([1, -1], {}, "input_ids"),
-    "a seed over 64 bits": (None, {"seed": 2**70}, "seed"),
-    "max_tokens over 64 bits": (None, {"max_tokens": 2**70}, "max_tokens"),
-    "a float max_tokens": (None, {"max_tokens": 1.5}, "max_tokens"),
-    "a temperature that is no number": (None, {"temperature": float("nan")}, "temperature"),
-    "an infinite temperature": (None, {"temperature": float("inf")}, "temperature"),
-    "top_p of 0": (None, {"top_p": 0.0}, "top_p"),
-    "no choice at all": (None, {"n": 0}, "n"),
-    "two greedy choices": (None, {"n": 2}, "n"),
-    "min above max": (None, {"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
-    "too many logprobs": (None, {"logprobs": 21}, "logprobs"),
-    "all logprobs": (None, {"logprobs": -1}, "logprobs"),
-    "too many prompt logprobs": (None, {"prompt_logprobs": 21}, "prompt_logprobs"),
-    "a stop id outside": (None, {"stop_token_ids": (10**6,)}, "stop_token_ids"),
-    "no allowed id": (None, {"allowed_token_ids": ()}, "allowed_token_ids"),
-    "an allowed id outside": (None, {"allowed_token_ids": (10**6,)}, "allowed_token_ids"),
-    "a biased id outside": (None, {"logit_bias": {10**6: 1.0}}, "logit_bias"),
-    "a scored id outside": (None, {"logprob_token_ids": (10**6,)}, "logprob_token_ids"),
-    "an unknown adapter": (None, {"lora_name": "/nonexistent"}, "lora_name"),
-    "a rank there is not": (None, {"data_parallel_rank": 7}, "data_parallel_rank"),
-    "a float priority": (None, {"priority": 1.5}, "priority"),
-    "a huge priority": (None, {"priority": 2**70}, "priority"),
-    "a salt that is no text": (None, {"cache_salt": 5}, "cache_salt"),
-    "an id that is no text": (None, {"request_id": 5}, "request_id"),
-}
-
-BAD_STRUCTURES: dict[str, Any] = {
-    "nothing": {},
-    "two constraints": {"regex": "a", "json_object": True},
-    "an unknown field": {"guided": "x"},
-    "a wrong type": {"choice": "yes"},
-    "an empty choice": {"choice": []},
-    "json_object false": {"json_object": False},
-    "an option alone": {"whitespace_pattern": " "},
-    "too large": {"regex": "a" * 100_000},
-    "broken JSON": {"json": "{"},
-    "a schema of the wrong kind": {"json": {"type": "nonsense"}},
-    "a broken regex": {"regex": "("},
-    "a broken grammar": {"grammar": "root ::= (("},
-    "a broken tag": {"structural_tag": "{}"},
-    "an endless schema": {"json": {"$ref": "#"}},
-}
 
 
 @case
