@@ -29,6 +29,7 @@ from tests.integration.worker_stack import (
 )
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.text_response import decode_text_response
+from wire.token_contract import encode_cancel
 from wire.tokens import FinishReason, TokenDelta
 
 
