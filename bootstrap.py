@@ -39,11 +39,6 @@ NEVER = {
 }
 MODEL_NEVER = ["llm", "llama-cpp-python"]
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-# Thousands of files that serving never imports: a third of the work.
-NOT_COMPILED = (
-    r"/(anthropic|numba|pip|pygments|setuptools|sentry_sdk|mypy|mypyc|dns)/"
-    r"|/transformers/models/|/torch/(testing|utils/benchmark)/|/tests/"
-)
 HEARTBEAT_S = 10.0
 TAIL_LINES, FEW_LINES = 25, 6
 STARTED = time.monotonic()
@@ -81,8 +76,13 @@ def main(arguments: "list[str]") -> int:
 
 
 def start(command: "list[str]") -> None:
-    """Become `command`, in the project's folder."""
+    """Become `command`, in the project's folder.
+
+    It may keep the bytecode of what it imports, which uv does not make: .venv is this script's own,
+    and without it every start of vLLM would take ten seconds more.
+    """
     os.chdir(ROOT)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.execv(command[0], command)
 
 
@@ -198,7 +198,6 @@ def install(build: str, lock: int) -> None:
     say("installing uv")
     if step([str(PYTHON), "-m", "pip", "install", "-q", UV], lock) == 0:
         install_with_uv(build, settings, lock)
-        compile_bytecode(lock)
     else:
         say("uv is not to be had; using pip, which takes some minutes")
         install_with_pip(build, lock)
@@ -273,17 +272,6 @@ def install_with_uv(build: str, pip: "dict[str, list[str]]", lock: int) -> None:
         if step(command + extra, lock, environment, tail=tail) == 0:
             return
     raise SetupFailed(f"the packages could not be installed; full output: {LOG}")
-
-
-def compile_bytecode(lock: int) -> None:
-    """Compile what serving imports, which pip does and uv leaves to the first import.
-
-    That import may not be allowed to keep the result (PYTHONDONTWRITEBYTECODE), and then every
-    start would pay 14 CPU-seconds again. A file that does not compile is not imported either.
-    """
-    say("compiling Python files")
-    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", NOT_COMPILED]
-    step([*command, str(VENV / "lib")], lock, tail=0)
 
 
 def uv_environment(pip: "dict[str, list[str]]") -> "dict[str, str]":
