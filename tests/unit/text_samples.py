@@ -64,9 +64,7 @@ def metaspace() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", *SPECIAL], show_progress=False
-    )
+    trainer = BpeTrainer(vocab_size=300, special_tokens=["<unk>", *SPECIAL], show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens(PLAIN)
     return tokenizer
