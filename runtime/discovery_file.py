@@ -95,7 +95,6 @@ class FileDiscovery:
             watch_filter=None,
             recursive=False,
             debounce=100,
-            step=10,
             stop_event=stop,
             rust_timeout=int(min(_SCAN_S, self._ttl_s / 4) * 1000),
             yield_on_timeout=True,
