@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 _INTERNAL_TEXT = "the server failed to answer this request"
 _CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
+# OpenAI has one field for texts and ids; these are the backends' words.
+_PROMPTS = frozenset({"prompt_token_ids", "text_input", "input_ids"})
 _RETRYABLE = frozenset({429, 503})
 
 
@@ -37,6 +39,8 @@ def known_error(failure: BaseException, *, request_id: str = "") -> ServingError
     if type(failure) is InternalError or not isinstance(failure, ServingError):
         log.error("request %s failed", request_id, exc_info=failure)
         return InternalError(_INTERNAL_TEXT)
+    if failure.param in _PROMPTS:
+        return type(failure)(failure.message, param="prompt")
     return failure
 
 

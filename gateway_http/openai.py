@@ -17,6 +17,7 @@ from gateway_http.schema import (
 )
 from runtime.errors import InvalidRequest, UnsupportedValue
 from wire.generate import GenerateRequest
+from wire.nesting import check_nesting
 from wire.sampling import Sampling, TokenId, make_sampling
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -46,6 +47,8 @@ def decode_body(data: bytes, kind: type[_Body]) -> _Body:
         raise _type_error(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the body's JSON is nested too deeply") from None
     for name, harmless in HARMLESS.items():
         value = getattr(body, name, None)
         if value is not None and value not in harmless:
@@ -78,6 +81,8 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         raise InvalidRequest("top_logprobs: needs logprobs to be true", param="top_logprobs")
     if body.echo:
         raise UnsupportedValue("echo: not supported for chat", param="echo")
+    check_nesting(body.messages, "messages")
+    check_nesting(body.chat_template_kwargs, "chat_template_kwargs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     aliases = {"logprobs": "top_logprobs"}
     limit = body.max_tokens

@@ -91,11 +91,12 @@ class DataPlane:
             flight.timer = loop.call_later(delay, self._expire, generation)
         self._flights[generation] = flight
         self._idle.clear()
-        if model.codec.is_long(request):
-            future = loop.run_in_executor(self._text_threads, model.codec.encode_request, request)
-            future.add_done_callback(lambda done: self._encoded(generation, done))
-            return generation
         try:
+            if model.codec.is_long(request):
+                encode = model.codec.encode_request
+                future = loop.run_in_executor(self._text_threads, encode, request)
+                future.add_done_callback(lambda done: self._encoded(generation, done))
+                return generation
             self._dispatch(generation, flight, model.codec.encode_request(request))
         except BaseException:
             generation.ended = True
@@ -202,10 +203,11 @@ def token_request(request: GenerateRequest, prompt: EncodedPrompt, card: ModelCa
     """
     room = card.context_length - len(prompt.token_ids)
     if room < 1:
+        fields = ("messages", "prompt_token_ids")
         raise ContextLengthExceeded(
             f"the prompt has {len(prompt.token_ids)} tokens; the model's context is "
             f"{card.context_length} tokens, and at least one is needed for the answer",
-            param="messages" if request.messages is not None else "prompt",
+            param=next((it for it in fields if getattr(request, it) is not None), "prompt"),
         )
     sampling = request.sampling
     wanted = sampling.max_tokens

@@ -2,9 +2,10 @@
 
 import asyncio
 import functools
+import logging
 from typing import Any
 
-from runtime.errors import ModelNotFound, ServingError
+from runtime.errors import InternalError, ModelNotFound, ServingError
 from runtime.rpc import Call, CallInfo
 from server.data_plane import DataPlane
 from server.generation import Generation
@@ -13,6 +14,9 @@ from wire.text_request import OutputSelection, decode_text_request
 from wire.text_response import encode_text_response, stream_error, stream_response
 from wire.text_schema import MODEL_VERSION
 
+log = logging.getLogger(__name__)
+
+INTERNAL_TEXT = "internal error; the server's log has the details"
 ERROR_STATUS_HEADER = "triton_grpc_error"
 """Triton's request header: end the stream with an error's real status instead of in-band."""
 
@@ -39,6 +43,14 @@ def in_kserve_terms(error: ServingError) -> ServingError:
     return type(error)(f"{name}: {error.message}", param=name)
 
 
+def shown_error(error: Exception, request_id: str) -> ServingError:
+    """Return what the client may see of `error`: a defect of ours is logged, its text kept."""
+    if isinstance(error, ServingError):
+        return in_kserve_terms(error)
+    log.error("request %r failed", request_id, exc_info=error)
+    return InternalError(INTERNAL_TEXT)
+
+
 class InferCalls:
     """The handlers of the two inference rpcs."""
 
@@ -57,6 +69,8 @@ class InferCalls:
         try:
             await ready.wait()
             return encode_text_response(request, selection, generation.whole())
+        except ServingError as error:
+            raise in_kserve_terms(error) from None
         finally:
             generation.cancel()
 
@@ -85,8 +99,8 @@ class InferStream:
         try:
             request, selection = decode_request(message, self._call.info, streaming_rpc=True)
             generation = self._plane.begin(request)
-        except ServingError as error:
-            self._send_error(message.id, in_kserve_terms(error))
+        except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
+            self._send_error(message.id, shown_error(error, message.id))
             return
         generation.on_ready = functools.partial(self._ready, generation)
         self._running[generation] = selection
@@ -127,9 +141,10 @@ class InferStream:
                 if delta.final:
                     self._end(generation)
                     return
-        except ServingError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request gets its end
             self._end(generation, finish=False)
-            self._send_error(request.request_id, error)
+            generation.cancel()
+            self._send_error(request.request_id, shown_error(error, request.request_id))
             self._finish_if_done()
 
     def _end(self, generation: Generation, *, finish: bool = True) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from runtime.errors import ServingError, WorkerLost
+from runtime.errors import InternalError, ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
 from wire.cards import WorkerInstance
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.inference_pb2 import ModelStreamInferResponse
 from wire.token_contract import encode_cancel, encode_token_request
-from wire.tokens import TokenRequest, TokenSink
+from wire.tokens import TokenDelta, TokenRequest, TokenSink
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,15 @@ class WorkerLink:
                 del self._sinks[slot]
                 sink.fail(delta)
             else:
-                sink.put(delta)
+                self._put(slot, sink, delta)
+
+    def _put(self, slot: int, sink: TokenSink, delta: TokenDelta) -> None:
+        try:
+            sink.put(delta)
+        except Exception:
+            # It costs the one request: raised further, it would end the front door.
+            log.exception("worker %s: slot %d failed", self.instance.instance_id, slot)
+            sink.fail(InternalError("the worker's answer could not be read"))
 
     def _lost(self, why: str) -> None:
         sinks, self._sinks = self._sinks, {}

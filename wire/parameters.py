@@ -72,8 +72,11 @@ def write_parameters(
     session_id: str | None = None,
     timeout_s: float | None = None,
 ) -> None:
-    """Set those that differ from their defaults; raises InvalidRequest for a negative priority."""
-    if priority < 0:
+    """Set those that differ from their defaults.
+
+    Raises InvalidRequest for a priority that is negative or over int64.
+    """
+    if not 0 <= priority <= MAX_INT64:
         raise InvalidRequest(f"priority: {priority} is out of range", param="priority")
     for name, value in (
         ("lora_name", lora_name),

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from runtime.errors import InvalidRequest
+from wire.nesting import check_nesting
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -65,6 +66,7 @@ def make_sampling(values: Mapping[str, Any]) -> Sampling:
         sampling = msgspec.convert(dict(values), Sampling, strict=False)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
+    check_nesting(sampling.structured_outputs, "structured_outputs")
     if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequest(
             f"min_tokens ({sampling.min_tokens}) is over max_tokens ({sampling.max_tokens})",

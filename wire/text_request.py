@@ -13,6 +13,7 @@ from runtime.errors import InvalidRequest, Unsupported
 from runtime.rpc import CallInfo
 from wire.generate import GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
+from wire.nesting import check_nesting
 from wire.parameters import plain_parameter, read_parameters, set_parameter, write_parameters
 from wire.sampling_inputs import (
     BOOL,
@@ -187,7 +188,10 @@ def _chat(value: Any) -> dict[str, Any]:
         chat = msgspec.convert(value, _Chat)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"messages: {error}", param="messages") from None
-    return {name: getattr(chat, name) for name in _Chat.__struct_fields__}
+    fields = {name: getattr(chat, name) for name in _Chat.__struct_fields__}
+    for name, field in fields.items():
+        check_nesting(field, name)
+    return fields
 
 
 def _chat_json(request: GenerateRequest) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from runtime.errors import InvalidRequest, Unsupported
+from wire.nesting import check_nesting
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -78,9 +79,10 @@ def _tool_call(call: Any, path: str) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return dict(call)
+    place = f"{path}.function.arguments"
     try:
         arguments = msgspec.json.decode(function["arguments"] or "{}")
-    except msgspec.DecodeError:
-        place = f"{path}.function.arguments"
-        raise InvalidRequest(f"{place} is not JSON", param=place) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest(f"{place} is not JSON, or too deep", param=place) from None
+    check_nesting(arguments, place)
     return {**call, "function": {**function, "arguments": arguments}}

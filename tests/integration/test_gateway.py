@@ -23,6 +23,7 @@ from tests.integration.gateway_client import WAIT_S, openai_for, serving, wait_f
 
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "toy", "prompt": "Hi"}
+DEEP = json.loads("[" * 400 + "]" * 400)
 
 
 def events(text: str) -> list[dict]:
@@ -252,6 +253,8 @@ async def test_an_unexpected_exception_is_answered_with_a_fixed_text(stream, cap
     [
         ({"content": b"{"}, 400, "invalid_request", None),
         ({"content": b"\xff\xfe"}, 400, "invalid_request", None),
+        ({"content": b'{"a":' + b"[" * 4000}, 400, "invalid_request", None),
+        ({"json": {**CHAT, "messages": [{"x": DEEP}]}}, 400, "invalid_request", "messages"),
         ({"json": {"model": "toy"}}, 400, "invalid_request", "messages"),
         ({"json": {**CHAT, "max_tokens": "16"}}, 400, "invalid_request", "max_tokens"),
         ({"json": {**CHAT, "temperature": 9}}, 400, "invalid_request", "temperature"),

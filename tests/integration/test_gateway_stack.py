@@ -98,6 +98,18 @@ async def test_errors_of_the_server_have_their_status_and_code(setup: Setup, str
     assert (await setup.client.chat.completions.create(**CHAT)).choices
 
 
+@pytest.mark.parametrize("priority", [-1, 2**31, 2**63, 2**70])
+async def test_a_priority_beyond_the_wire_is_refused_by_name(setup: Setup, priority: int) -> None:
+    answer = await setup.http.post("/v1/chat/completions", json={**CHAT, "priority": priority})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "priority")
+
+
+async def test_prompts_of_ids_are_named_as_openai_does(setup: Setup) -> None:
+    for prompt in ([2**30], [5] * setup.stack.workers[0].card.context_length):
+        answer = await setup.http.post("/v1/completions", json={**GREEDY, "prompt": prompt})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
 async def test_a_client_that_leaves_frees_the_engine(setup: Setup) -> None:
     body = {**CHAT, "max_tokens": 4000, "ignore_eos": True, "stream": True}
     async with setup.http.stream("POST", "/v1/chat/completions", json=body) as answer:
