@@ -162,7 +162,7 @@ class VllmEngine:
             async for output in outputs:
                 found = deltas(output, first=first)
                 first = False
-                failure = unexpected_end(found)
+                failure = unexpected_end(found, request.sampling)
                 if failure is not None:
                     raise failure
                 open_choices -= sum(delta.finish_reason is not None for delta in found)

@@ -102,14 +102,20 @@ def _position(entries: Any) -> Position:
     ]
 
 
-def unexpected_end(found: list[TokenDelta]) -> ServingError | None:
+def unexpected_end(found: list[TokenDelta], sampling: Sampling) -> ServingError | None:
     """Return the error that stands behind a finish reason which is none.
 
-    `error` is a request that the engine could not go on with, such as a grammar it cannot follow.
+    `error` is a request that the engine could not go on with: with structured outputs, that is a
+    grammar it cannot compile or follow, which some checks before the engine miss.
     An `abort` that nobody asked for means that the engine is going away.
     """
     for delta in found:
         if delta.finish_reason is FinishReason.ERROR:
+            if sampling.structured_outputs is not None:
+                return InvalidRequest(
+                    "structured_outputs: the engine cannot follow this constraint",
+                    param="structured_outputs",
+                )
             return EngineFailed("the engine failed on this request")
         if delta.finish_reason is FinishReason.ABORT:
             return WorkerLost("the engine stopped during the request")
