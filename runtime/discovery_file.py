@@ -20,7 +20,7 @@ from watchfiles import awatch
 from runtime.discovery import Change, Lease, Record, Snapshot
 from runtime.discovery_changes import changes_between, check_name, check_record, check_value
 from runtime.errors import InvalidConfig
-from runtime.process import pid_place, start_mark
+from runtime.process import NO_DESCRIPTORS, pid_place, start_mark
 
 _LOG = logging.getLogger(__name__)
 _SCAN_S = 0.25
@@ -106,7 +106,12 @@ class FileDiscovery:
             )
             async with aclosing(ticks):
                 async for _ in ticks:
-                    current = scan.live()
+                    try:
+                        current = scan.live()
+                    except OSError as error:
+                        # What is known stays: it says nothing about the records.
+                        _LOG.warning("cannot read %s: %s", scan.folder, error.strerror)
+                        continue
                     for change in changes_between(kind, known, current):
                         yield change
                     known = current
@@ -137,7 +142,7 @@ class FileDiscovery:
         for lease in tuple(self._leases):
             try:
                 lease.renew()
-            except OSError as error:
+            except (OSError, InvalidConfig) as error:
                 _LOG.warning("cannot renew discovery record %s: %s", lease.path, error)
         self._schedule_beat()
 
@@ -182,7 +187,9 @@ class _Lease:
             self.write()
 
     def _is_ours(self) -> bool:
-        stored = _read(self.path)
+        stored = None
+        with suppress(OSError):
+            stored = _read(self.path)
         return stored is None or stored.lease == self._envelope.lease
 
 
@@ -255,7 +262,9 @@ class _Scan:
 def _read(path: Path) -> _Envelope | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Envelope)
-    except OSError:
+    except OSError as error:
+        if error.errno in NO_DESCRIPTORS:
+            raise
         return None
     except msgspec.DecodeError as error:
         _LOG.warning("ignoring %s: not a discovery record: %s", path, error)

@@ -1,11 +1,14 @@
 """Facts about operating system processes: who lives, and dying together with a parent."""
 
 import ctypes
+import errno
 import os
 import signal
 import sys
 from pathlib import Path
 
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+"""`errno` of an open that says nothing about the file."""
 _PR_SET_PDEATHSIG = 1
 _STATE_FIELD, _START_FIELD = 0, 19  # in /proc/PID/stat, counted behind the command's ")"
 
@@ -14,12 +17,17 @@ def start_mark(pid: int) -> str | None:
     """Return what tells this process from a later one with the same pid; None if it is gone.
 
     A zombie counts as gone. Without /proc (macOS) the mark is "" as long as the pid exists.
+    Raises OSError when this process has no file descriptor left to look with.
     """
     if not sys.platform.startswith("linux"):
         return "" if _pid_exists(pid) else None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno in NO_DESCRIPTORS:
+            raise
         return None
     return None if fields[_STATE_FIELD] in "ZX" else fields[_START_FIELD]
 

@@ -1,10 +1,12 @@
 """What every discovery back end promises (runtime/discovery.py)."""
 
 import asyncio
+import os
+import resource
 import signal
 import subprocess
 import sys
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from runtime.discovery_memory import MemoryDiscovery
 from runtime.discovery_open import open_discovery
 from runtime.errors import InvalidConfig
 from runtime.process import pid_place
+from tests.waiting import eventually
 
 
 def record(record_id="w1", value=b'{"a":1}', kind="worker"):
@@ -201,6 +204,44 @@ async def test_a_file_record_is_renewed_and_comes_back_if_someone_removes_its_fi
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.2):
                 await anext(changes)
+    await discovery.close()
+
+
+@contextmanager
+def no_file_descriptor_left():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_watcher_without_file_descriptors_keeps_what_it_knows(tmp_path, caplog):
+    discovery = FileDiscovery(tmp_path, ttl_s=0.6)
+    await discovery.register(record())
+    async with watching(discovery) as changes, asyncio.TaskGroup() as tasks:
+        await anext(changes)
+        await discovery.register(record("w2"))
+        assert await anext(changes) == Put(record=record("w2"))
+        following = tasks.create_task(anext(changes))
+        with no_file_descriptor_left():
+            await eventually(lambda: "cannot read" in caplog.text or following.done())
+        await discovery.register(record("w3"))
+        assert await following == Put(record=record("w3"))
+    await discovery.close()
+
+
+async def test_an_owner_without_file_descriptors_goes_on_renewing_later(tmp_path, caplog):
+    discovery = FileDiscovery(tmp_path, ttl_s=0.6)
+    await discovery.register(record())
+    path = tmp_path / "worker" / "w1.json"
+    with no_file_descriptor_left():
+        path.unlink()
+        await eventually(lambda: "w1.json: Too many open files" in caplog.text)
+    await eventually(path.exists)
     await discovery.close()
 
 
