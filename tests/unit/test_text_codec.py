@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import InvalidRequest
+from runtime.errors import ContextLengthExceeded, InvalidRequest
 from server.text.codec import ChoiceDecoder, EncodedPrompt, TextCodec
 from tests.unit.text_samples import byte_fallback, byte_level, save_model
 from wire.cards import ModelCard
@@ -98,6 +98,24 @@ def test_prompts_that_cannot_be_encoded_are_refused(
     with pytest.raises(InvalidRequest) as caught:
         codec.encode_request(request(**fields))
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(
+    codec: TextCodec, field: str
+) -> None:
+    text = "Hello there, " * 1_000_000
+    value = text if field == "prompt" else [{"role": "user", "content": text}]
+    with pytest.raises(ContextLengthExceeded, match=r"over \d{3,4} tokens") as caught:
+        codec.encode_request(request(**{field: value}))
+    assert caught.value.param == field
+
+
+def test_a_long_text_of_long_tokens_is_encoded_whole(tmp_path: Path) -> None:
+    backend = byte_level()
+    backend.add_tokens(["-" * 100])
+    codec = make_codec(tmp_path, backend)
+    assert len(codec.encode_request(request(prompt="-" * 100 * 150)).token_ids) >= 150
 
 
 def test_only_long_texts_are_long(codec: TextCodec) -> None:
