@@ -20,6 +20,32 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _CANCEL_S = 5.0
+_HEAD_BYTES = 64 * 1024
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with a limit for the request line and headers, which httptools has not."""
+
+    _head_bytes = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        too_large = self._in_head and self._head_bytes > _HEAD_BYTES
+        if too_large and not self.transport.is_closing():
+            log.warning("refused a request whose headers are over %d bytes", _HEAD_BYTES)
+            self.send_400_response("Request headers are too large.")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
 
 
 class HttpServer:
@@ -47,7 +73,7 @@ class HttpServer:
         self._clock: asyncio.TimerHandle | None = None
         self._config = uvicorn.Config(
             app,
-            http=HttpToolsProtocol,
+            http=_Protocol,
             loop="none",
             ws="none",
             lifespan="off",
@@ -69,7 +95,7 @@ class HttpServer:
         self._tick()
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: HttpToolsProtocol(self._config, self._state, {}),
+            lambda: _Protocol(self._config, self._state, {}),
             sock=listening,
             backlog=_BACKLOG,
         )

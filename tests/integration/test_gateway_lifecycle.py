@@ -98,3 +98,21 @@ async def test_a_taken_port_is_a_configuration_error():
         second = HttpServer(app, host="127.0.0.1", port=http.base_url.port or 0)
         with pytest.raises(InvalidConfig, match="cannot listen"):
             await second.start()
+
+
+async def test_headers_without_end_are_refused():
+    async with serving(ScriptedBackend()) as http, asyncio.timeout(WAIT_S):
+        reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+        writer.write(b"GET /live HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 70_000)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
+async def test_large_headers_and_bodies_of_one_connection_do_not_add_up():
+    async with serving(ScriptedBackend()) as http:
+        for _ in range(4):
+            body = {**CHAT, "user": "u" * 100_000}
+            answer = await http.post(
+                "/v1/chat/completions", json=body, headers={"x-large": "a" * 30_000}
+            )
+            assert answer.status_code == 200
