@@ -22,9 +22,8 @@ import uvloop
 from benchmarks.yardstick import MESSAGE
 from runtime.grpc_client import RpcChannel
 from wire import inference_pb2 as pb
-from wire.pool import rpc_types
+from wire.pool import KSERVE, rpc_types
 
-SERVICE = "inference.GRPCInferenceService"
 START_LIMIT_S = 60.0
 STEP_MS = 20.0
 # The simulator's step is 6 ms and 15 µs per sequence: this makes 64 of them take about STEP_MS.
@@ -91,7 +90,7 @@ async def load(address: str, request: Any, *, streams: int) -> int:
     channel = RpcChannel(address, rpc_types=rpc_types, keepalive_s=None)
 
     async def one() -> int:
-        async with channel.stream(SERVICE, "ModelStreamInfer") as stream:
+        async with channel.stream(KSERVE, "ModelStreamInfer") as stream:
             stream.send(request)
             stream.half_close()
             return sum([1 async for answer in stream if _checked(answer)])

@@ -14,6 +14,7 @@ import grpc
 import uvloop
 
 from wire import inference_pb2 as pb
+from wire.pool import KSERVE
 
 MESSAGE = pb.ModelStreamInferResponse(
     infer_response=pb.ModelInferResponse(
@@ -58,11 +59,7 @@ async def serve(interval_s: float) -> None:
     server = grpc.aio.server()
     handler = grpc.stream_stream_rpc_method_handler(stream)
     server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(
-                "inference.GRPCInferenceService", {"ModelStreamInfer": handler}
-            ),
-        )
+        (grpc.method_handlers_generic_handler(KSERVE, {"ModelStreamInfer": handler}),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

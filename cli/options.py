@@ -36,7 +36,7 @@ class HttpOptions(ProcessOptions):
     """What every process with an HTTP front has."""
 
     http_port: int = option(8000, help="port of the OpenAI front; 0 picks a free one")
-    max_body_bytes: int = option(64 * 1024 * 1024, help="largest HTTP request", unit="bytes")
+    max_body_bytes: int = option(16 * 1024 * 1024, help="largest HTTP request", unit="bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,6 +164,8 @@ class _Serving:
     async def _announce(self) -> None:
         """Wait for the front door to have every model, then say so to people and scripts."""
         ready = await self._wait_ready()
+        # Started again after a crash, it is found where it was said to be, also with port 0.
+        self._front.add_arguments(_bound_ports(ready))
         if self._config.ready_file is not None:
             write_ready_file(self._config.ready_file, ready)
         sys.stdout.write(announcement(ready))
@@ -247,6 +249,15 @@ class _Serving:
         return Child(
             ChildSpec(name=name, argv=argv, ready_file=ready_file, environment=environment)
         )
+
+
+def _bound_ports(ready: dict[str, Any]) -> list[str]:
+    """The flags that make a front door listen where this one does."""
+    return [
+        f"--{name}-port={ready[name].rpartition(':')[2]}"
+        for name in ("grpc", "http", "metrics")
+        if name in ready
+    ]
 
 
 def _say(line: str) -> None:

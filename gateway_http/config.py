@@ -15,7 +15,7 @@ class GatewayConfig:
     the Retry-After of 429 and 503 answers. `headers`: sent with every answer.
     """
 
-    max_body_bytes: int = 64 * 1024 * 1024
+    max_body_bytes: int = 16 * 1024 * 1024
     max_prompts: int = 128
     request_timeout_s: float | None = None
     retry_after_s: int = 1

@@ -1,6 +1,5 @@
 """Errors as OpenAI's clients expect them, made in one place from the error tree."""
 
-import logging
 from typing import Any
 
 import msgspec
@@ -8,11 +7,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.errors import InternalError, ServingError
+from runtime.errors import ServingError, shown_error
 
-log = logging.getLogger(__name__)
-
-_INTERNAL_TEXT = "the server failed to answer this request"
 _CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
 # OpenAI has one field for texts and ids; these are the backends' words.
 _PROMPTS = frozenset({"prompt_token_ids", "text_input", "input_ids"})
@@ -36,12 +32,10 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 
 def known_error(failure: BaseException, *, request_id: str = "") -> ServingError:
     """The error to show for `failure`; what is not ours is logged and shown as a fixed text."""
-    if type(failure) is InternalError or not isinstance(failure, ServingError):
-        log.error("request %s failed", request_id, exc_info=failure)
-        return InternalError(_INTERNAL_TEXT)
-    if failure.param in _PROMPTS:
-        return type(failure)(failure.message, param="prompt")
-    return failure
+    error = shown_error(failure, where=f"request {request_id}")
+    if error.param in _PROMPTS:
+        return type(error)(error.message, param="prompt")
+    return error
 
 
 def error_json(error: ServingError) -> bytes:

@@ -12,10 +12,9 @@ from runtime.grpc_client import RpcChannel
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
+from wire.pool import KSERVE
 from wire.text_request import OutputSelection, encode_text_request
 from wire.text_response import decode_text_response
-
-SERVICE = "inference.GRPCInferenceService"
 
 _DESCRIBE_S = 5.0
 _OUTPUTS = ("text_output", "finish_reason", "output_ids", "num_input_tokens")
@@ -52,7 +51,7 @@ class KServeBackend:
             timeout_s = request.deadline_s - time.monotonic()
             if timeout_s <= 0:
                 raise DeadlineExceeded("the deadline passed before the request began")
-        stream = self._channel.stream(SERVICE, "ModelStreamInfer", timeout_s=timeout_s)
+        stream = self._channel.stream(KSERVE, "ModelStreamInfer", timeout_s=timeout_s)
         async with stream:
             stream.send(message)
             stream.half_close()
@@ -75,4 +74,4 @@ class KServeBackend:
         )
 
     async def _describe(self, method: str, message: object) -> Any:
-        return await self._channel.unary(SERVICE, method, message, timeout_s=_DESCRIBE_S)
+        return await self._channel.unary(KSERVE, method, message, timeout_s=_DESCRIBE_S)

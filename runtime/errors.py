@@ -4,8 +4,13 @@ Each class carries its gRPC code, HTTP status, OpenAI error type and a fixed low
 (also sent as `penstock-reason` in gRPC trailing metadata and in step frames).
 """
 
+import logging
 from enum import IntEnum
 from typing import ClassVar
+
+INTERNAL_TEXT = "internal error; the server's log has the details"
+
+_LOG = logging.getLogger(__name__)
 
 
 class Code(IntEnum):
@@ -180,3 +185,26 @@ def from_status(
     """Rebuild the error another process sent: by its reason, else by its gRPC code."""
     cls = _BY_REASON.get(reason) if reason else None
     return (cls or _BY_CODE.get(code, InternalError))(message, param=param)
+
+
+def shown_error(error: BaseException, *, where: str) -> ServingError:
+    """Return what a client may see of `error`; anything that is not ours is logged with its trace.
+
+    Of an exception group the first ServingError counts.
+    """
+    if isinstance(error, ServingError) and not isinstance(error, InternalError):
+        return error
+    if isinstance(error, InternalError) and error.message == INTERNAL_TEXT:
+        return error  # mapped and logged before, here or in the process that sent it
+    if isinstance(error, BaseExceptionGroup):
+        ours = error.subgroup(ServingError)
+        if ours is not None:
+            return shown_error(_first_leaf(ours), where=where)
+    _LOG.error("unexpected error in %s", where, exc_info=error)
+    return InternalError(INTERNAL_TEXT)
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -11,8 +11,7 @@ from typing import Any
 
 import grpc
 
-from runtime.errors import Draining, ServingError
-from runtime.grpc_errors import as_serving_error
+from runtime.errors import Draining, ServingError, shown_error
 from runtime.rpc import CallHandler, CallInfo, StreamHandler
 
 _HIGH_MESSAGES, _LOW_MESSAGES = 32, 8
@@ -120,13 +119,13 @@ class GrpcCall:
         try:
             self._handler.on_cancel()
         except Exception as error:  # noqa: BLE001 - the call is over; this can only be logged
-            as_serving_error(error, method=self.info.method)
+            shown_error(error, where=self.info.method)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
             step()
         except Exception as error:  # noqa: BLE001 - the outermost frame of the handler's code
-            self._fail_from_outside(as_serving_error(error, method=self.info.method))
+            self._fail_from_outside(shown_error(error, where=self.info.method))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

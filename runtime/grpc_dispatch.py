@@ -8,9 +8,16 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from runtime.errors import InternalError, InvalidRequest, Overloaded, ServingError
+from runtime.errors import (
+    INTERNAL_TEXT,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    ServingError,
+    shown_error,
+)
 from runtime.grpc_call import GrpcCall
-from runtime.grpc_errors import INTERNAL_TEXT, as_serving_error, status_of
+from runtime.grpc_errors import status_of
 from runtime.in_flight import InFlight
 from runtime.rpc import CallInfo, Service, StreamHandler, UnaryHandler
 
@@ -82,7 +89,7 @@ class Dispatch:
                 # grpc.aio takes any CancelledError for the peer's and would send no status.
                 error: ServingError = InternalError(INTERNAL_TEXT)
             except Exception as caught:  # noqa: BLE001 - the one wrapper that maps all errors
-                error = as_serving_error(caught, method=method)
+                error = shown_error(caught, where=method)
             await context.abort(*status_of(error))
             raise AssertionError("abort raises")
 

@@ -81,6 +81,7 @@ class Child:
         self.spec = spec
         self._policy = policy or RestartPolicy()
         self._write = write
+        self._added: tuple[str, ...] = ()
         self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
@@ -125,6 +126,10 @@ class Child:
             self.kill()
             await self._over.wait()
 
+    def add_arguments(self, arguments: Sequence[str]) -> None:
+        """Put `arguments` behind the command's own from its next start on."""
+        self._added = tuple(arguments)
+
     def kill(self) -> None:
         """Kill the command and its process group now."""
         self._stopping.set()
@@ -150,6 +155,7 @@ class Child:
     async def _start(self, output: int) -> Process:
         self._process = process = await asyncio.create_subprocess_exec(
             *self.spec.argv,
+            *self._added,
             stdin=DEVNULL,
             stdout=output,
             stderr=output,

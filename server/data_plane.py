@@ -14,9 +14,9 @@ from runtime.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     Draining,
-    InternalError,
     ModelNotReady,
     ServingError,
+    shown_error,
 )
 from server.config import FrontDoorConfig
 from server.fleet import Fleet, ServedModel
@@ -158,11 +158,8 @@ class DataPlane:
             return
         try:
             self._dispatch(generation, flight, done.result())
-        except ServingError as error:
-            generation.fail(error)
-        except Exception:
-            generation.fail(InternalError("the request could not be encoded"))
-            raise
+        except Exception as error:  # noqa: BLE001 - nobody else would end this request
+            generation.fail(shown_error(error, where="encoding a prompt"))
 
     def _dispatch(self, generation: Generation, flight: _Flight, prompt: EncodedPrompt) -> None:
         request = generation.request

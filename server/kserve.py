@@ -8,8 +8,8 @@ from runtime.rpc import CallInfo, Service
 from server.data_plane import DataPlane
 from server.fleet import Fleet, ServedModel
 from server.kserve_infer import InferCalls
-from server.worker_link import SERVICE
 from wire import inference_pb2 as pb
+from wire.pool import KSERVE
 from wire.text_schema import MODEL_VERSION, model_config, model_metadata
 
 EXTENSIONS = ("model_configuration", "model_repository", "parameters", "schedule_policy")
@@ -22,7 +22,7 @@ class KServeService:
         self._fleet = fleet
         calls = InferCalls(plane)
         self.service = Service(
-            name=SERVICE,
+            name=KSERVE,
             unary={
                 "ServerLive": self._server_live,
                 "ServerReady": self._server_ready,

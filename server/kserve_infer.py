@@ -2,10 +2,9 @@
 
 import asyncio
 import functools
-import logging
 from typing import Any
 
-from runtime.errors import InternalError, ModelNotFound, ServingError
+from runtime.errors import ModelNotFound, ServingError, shown_error
 from runtime.rpc import Call, CallInfo
 from server.data_plane import DataPlane
 from server.generation import Generation
@@ -14,9 +13,6 @@ from wire.text_request import OutputSelection, decode_text_request
 from wire.text_response import encode_text_response, stream_error, stream_response
 from wire.text_schema import MODEL_VERSION
 
-log = logging.getLogger(__name__)
-
-INTERNAL_TEXT = "internal error; the server's log has the details"
 ERROR_STATUS_HEADER = "triton_grpc_error"
 """Triton's request header: end the stream with an error's real status instead of in-band."""
 
@@ -41,14 +37,6 @@ def in_kserve_terms(error: ServingError) -> ServingError:
     if name is None or name in error.message:
         return error
     return type(error)(f"{name}: {error.message}", param=name)
-
-
-def shown_error(error: Exception, request_id: str) -> ServingError:
-    """Return what the client may see of `error`: a defect of ours is logged, its text kept."""
-    if isinstance(error, ServingError):
-        return in_kserve_terms(error)
-    log.error("request %r failed", request_id, exc_info=error)
-    return InternalError(INTERNAL_TEXT)
 
 
 class InferCalls:
@@ -100,7 +88,7 @@ class InferStream:
             request, selection = decode_request(message, self._call.info, streaming_rpc=True)
             generation = self._plane.begin(request)
         except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
-            self._send_error(message.id, shown_error(error, message.id))
+            self._send_error(message.id, error)
             return
         generation.on_ready = functools.partial(self._ready, generation)
         self._running[generation] = selection
@@ -144,7 +132,7 @@ class InferStream:
         except Exception as error:  # noqa: BLE001 - whatever it is, the request gets its end
             self._end(generation, finish=False)
             generation.cancel()
-            self._send_error(request.request_id, shown_error(error, request.request_id))
+            self._send_error(request.request_id, error)
             self._finish_if_done()
 
     def _end(self, generation: Generation, *, finish: bool = True) -> None:
@@ -153,12 +141,13 @@ class InferStream:
         if finish:
             self._finish_if_done()
 
-    def _send_error(self, request_id: str, error: ServingError) -> None:
+    def _send_error(self, request_id: str, error: Exception) -> None:
+        shown = in_kserve_terms(shown_error(error, where=f"request {request_id!r}"))
         if self._status_errors:
-            self._call.fail(error)
+            self._call.fail(shown)
             self.on_cancel()
         else:
-            self._call.send(stream_error(request_id, error))
+            self._call.send(stream_error(request_id, shown))
 
     def _finish_if_done(self) -> None:
         if self._half_closed and not self._running:

@@ -5,17 +5,17 @@ from collections.abc import Callable
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from runtime.errors import InternalError, ServingError, WorkerLost
+from runtime.errors import EngineFailed, ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
 from wire.cards import WorkerInstance
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.inference_pb2 import ModelStreamInferResponse
+from wire.pool import KSERVE
 from wire.token_contract import encode_cancel, encode_token_request
 from wire.tokens import TokenDelta, TokenRequest, TokenSink
 
 log = logging.getLogger(__name__)
 
-SERVICE = "inference.GRPCInferenceService"
 SLOT_LIMIT = 2**31
 
 
@@ -95,7 +95,7 @@ class WorkerLink:
     async def _hold(self) -> None:
         """Relay one stream until it breaks; raises ServingError when it never worked."""
         headers = {FRAMES_HEADER: "1"}
-        async with self._channel.stream(SERVICE, "ModelStreamInfer", metadata=headers) as stream:
+        async with self._channel.stream(KSERVE, "ModelStreamInfer", metadata=headers) as stream:
             answered = await stream.initial_metadata()
             if answered.get(FRAMES_HEADER) != "1":
                 raise WorkerLost(f"{self.instance.address} does not answer in step frames")
@@ -129,7 +129,7 @@ class WorkerLink:
         except Exception:
             # It costs the one request: raised further, it would end the front door.
             log.exception("worker %s: slot %d failed", self.instance.instance_id, slot)
-            sink.fail(InternalError("the worker's answer could not be read"))
+            sink.fail(EngineFailed("the worker's answer could not be read"))
 
     def _lost(self, why: str) -> None:
         sinks, self._sinks = self._sinks, {}

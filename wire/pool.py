@@ -13,6 +13,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+KSERVE = "inference.GRPCInferenceService"
+"""The full name of the KServe v2 service."""
+
 POOL = DescriptorPool()
 
 _SET = files("wire").joinpath("inference.binpb").read_bytes()

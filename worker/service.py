@@ -12,6 +12,7 @@ from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.frames import FRAMES_HEADER
 from wire.parameters import read_parameters
+from wire.pool import KSERVE
 from wire.text_schema import token_config, token_metadata
 from wire.token_contract import decode_token_request, encode_token_response
 from wire.tokens import TokenDelta, TokenRequest
@@ -19,7 +20,6 @@ from worker.engine import Engine, EngineLoad
 from worker.flights import Flights
 from worker.token_stream import FrameStream, ResponseStream, merge
 
-SERVICE = "inference.GRPCInferenceService"
 MODEL_VERSION = "1"
 EXTENSIONS = ("model_configuration", "parameters")
 
@@ -35,7 +35,7 @@ class WorkerService:
         # Calls own their streams; here they are only found to be ended when the worker stops.
         self._streams: WeakSet[FrameStream | ResponseStream] = WeakSet()
         self.service = Service(
-            name=SERVICE,
+            name=KSERVE,
             unary={
                 "ServerLive": self._server_live,
                 "ServerReady": self._server_ready,

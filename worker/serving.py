@@ -17,13 +17,13 @@ from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
 from runtime.ready_file import remove_ready_file, write_ready_file
 from runtime.status_server import StatusServer
 from wire.cards import INSTANCE_KIND, WorkerInstance
-from wire.pool import POOL, rpc_types
+from wire.pool import KSERVE, POOL, rpc_types
 from worker.card import make_card
 from worker.config import WorkerConfig
 from worker.engine import Engine
 from worker.metrics import WorkerCollector
 from worker.models import ResolvedModel
-from worker.service import SERVICE, WorkerService
+from worker.service import WorkerService
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class WorkerProcess:
 
     def _set_serving(self, serving: bool) -> None:
         if self._server is not None:
-            for service in ("", SERVICE):
+            for service in ("", KSERVE):
                 self._server.set_serving(service, serving)
 
 

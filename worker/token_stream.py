@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from runtime.errors import Cancelled, InvalidRequest, ServingError
+from runtime.errors import Cancelled, InvalidRequest, ServingError, shown_error
 from runtime.rpc import Call
 from wire.frames import FRAMES_HEADER, FrameWriter
 from wire.inference_pb2 import ModelStreamInferResponse
@@ -115,8 +115,8 @@ class FrameStream(_Stream):
                 _SlotAnswer(self, slot),
                 self._deadline_of(message, self._call.info.deadline_s),
             )
-        except ServingError as error:
-            self.fail(slot, error)
+        except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
+            self.fail(slot, shown_error(error, where=f"slot {slot}"))
 
     def put(self, slot: int, delta: TokenDelta, *, final: bool) -> None:
         """Add one row."""
@@ -175,8 +175,8 @@ class ResponseStream(_Stream):
                 answer,
                 self._deadline_of(message, self._call.info.deadline_s),
             )
-        except ServingError as error:
-            answer.fail(error)
+        except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
+            answer.fail(shown_error(error, where=f"request {message.id!r}"))
 
     def hold(self, answer: "_ResponseAnswer", *, ended: bool) -> None:
         """Queue an answer that has something to send."""

@@ -215,22 +215,28 @@ def test_serve_answers_prints_examples_and_leaves_nothing_behind(serving, tmp_pa
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def worker_of(serving: Running) -> psutil.Process:
-    (found,) = (p for p in serving.family() if "worker" in p.cmdline())
+def child_of(serving: Running, command: str) -> psutil.Process:
+    (found,) = (p for p in serving.family() if command in p.cmdline())
     return found
 
 
+def answers(serving: Running) -> bool:
+    try:
+        return bool(chat(serving.ready["http"], model="smollm2")["choices"])
+    except OSError:
+        return False
+
+
 def test_a_killed_worker_comes_back_and_serves_again(serving):
-    worker_of(serving).kill()
+    child_of(serving, "worker").kill()
     wait_until(lambda: serving.log.read_text().count("worker.serving: ready") == 2, limit_s=20)
+    wait_until(lambda: answers(serving), limit_s=10)
 
-    def answers() -> bool:
-        try:
-            return bool(chat(serving.ready["http"], model="smollm2")["choices"])
-        except urllib.error.HTTPError:
-            return False
 
-    wait_until(answers, limit_s=10)
+def test_a_killed_front_door_comes_back_where_it_was_announced(serving):
+    child_of(serving, "frontend").kill()
+    wait_until(lambda: serving.log.read_text().count("cli.frontend: ready") == 2, limit_s=20)
+    wait_until(lambda: answers(serving), limit_s=10)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")

@@ -13,11 +13,10 @@ from runtime.grpc_client import ClientStream, RpcChannel
 from tests.integration.stack import Stack, running_stack
 from tests.waiting import eventually
 from wire import inference_pb2 as pb
-from wire.pool import rpc_types
+from wire.pool import KSERVE, rpc_types
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
-SERVICE = "inference.GRPCInferenceService"
 WAIT_S = 10.0
 FAST = SimConfig(timing=SimTiming(speedup=0))
 SLOW = SimConfig(timing=SimTiming(speedup=1))
@@ -75,7 +74,7 @@ def is_final(response: Any) -> bool:
 
 
 async def infer(channel: RpcChannel, request: Any) -> Any:
-    return await channel.unary(SERVICE, "ModelInfer", request, timeout_s=WAIT_S)
+    return await channel.unary(KSERVE, "ModelInfer", request, timeout_s=WAIT_S)
 
 
 async def read(stream: ClientStream, finals: int = 1) -> list[Any]:
@@ -91,7 +90,7 @@ async def read(stream: ClientStream, finals: int = 1) -> list[Any]:
 
 
 def open_stream(channel: RpcChannel, **metadata: str) -> ClientStream:
-    return channel.stream(SERVICE, "ModelStreamInfer", metadata=metadata)
+    return channel.stream(KSERVE, "ModelStreamInfer", metadata=metadata)
 
 
 async def test_a_stream_joins_to_the_unary_answer_and_carries_usage(channel: RpcChannel) -> None:
@@ -285,7 +284,7 @@ async def test_without_a_worker_the_model_is_known_and_not_ready(model_folder: P
         await stack.workers[0].server.stop(0.0)
         await eventually(lambda: not stack.door.is_ready())
         ready = await channel.unary(
-            SERVICE, "ModelReady", pb.ModelReadyRequest(name="sim"), timeout_s=WAIT_S
+            KSERVE, "ModelReady", pb.ModelReadyRequest(name="sim"), timeout_s=WAIT_S
         )
         assert not ready.ready
         with pytest.raises(ServingError) as caught:

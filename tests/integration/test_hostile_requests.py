@@ -21,13 +21,12 @@ from tests.waiting import eventually
 from wire import inference_pb2 as pb
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
 from wire.frames import FRAMES_HEADER, FrameWriter
-from wire.pool import rpc_types
+from wire.pool import KSERVE, rpc_types
 from wire.token_contract import is_cancel, request_slot
 from wire.tokens import TokenDelta
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
-SERVICE = "inference.GRPCInferenceService"
 WAIT_S = 10.0
 USER = {"role": "user", "content": "Hello"}
 
@@ -78,7 +77,7 @@ async def ends(channel: RpcChannel, *requests: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     async with (
         asyncio.timeout(WAIT_S),
-        channel.stream(SERVICE, "ModelStreamInfer") as stream,
+        channel.stream(KSERVE, "ModelStreamInfer") as stream,
     ):
         for request in requests:
             stream.send(request)
@@ -115,7 +114,7 @@ async def test_json_that_nests_too_deep_costs_its_own_request_only(
     assert found["good"] == ""
     assert found["deep"].startswith(named)
     with pytest.raises(ServingError) as caught:
-        await channel.unary(SERVICE, "ModelInfer", ask(**inputs), timeout_s=WAIT_S)
+        await channel.unary(KSERVE, "ModelInfer", ask(**inputs), timeout_s=WAIT_S)
     assert caught.value.param == named
     await eventually(lambda: stack.door.in_flight == 0)
 
@@ -126,7 +125,7 @@ async def test_a_prompt_without_room_is_named_as_the_client_sent_it(
 ) -> None:
     text = "\N{SNOWMAN} " * (stack.workers[0].card.context_length + length)
     with pytest.raises(ServingError) as caught:
-        await channel.unary(SERVICE, "ModelInfer", ask(text_input=text), timeout_s=WAIT_S)
+        await channel.unary(KSERVE, "ModelInfer", ask(text_input=text), timeout_s=WAIT_S)
     assert caught.value.param == "text_input"
     found = await ends(channel, ask("long", text_input=text))
     assert found["long"].startswith("text_input: ")
@@ -138,7 +137,7 @@ async def test_ids_without_room_are_named_as_ids(channel: RpcChannel, stack: Sta
     request.inputs.add(name="input_ids", datatype="INT32", shape=[context])
     request.raw_input_contents.append(b"\5\0\0\0" * context)
     with pytest.raises(ServingError) as caught:
-        await channel.unary(SERVICE, "ModelInfer", request, timeout_s=WAIT_S)
+        await channel.unary(KSERVE, "ModelInfer", request, timeout_s=WAIT_S)
     assert caught.value.param == "input_ids"
 
 
@@ -170,7 +169,7 @@ async def test_a_worker_that_answers_wrongly_does_not_end_the_front_door(
     model_folder: Path,
 ) -> None:
     discovery = MemoryDiscovery()
-    worker = grpc_server(Service(name=SERVICE, streams={"ModelStreamInfer": WrongChoice}))
+    worker = grpc_server(Service(name=KSERVE, streams={"ModelStreamInfer": WrongChoice}))
     address = await worker.start()
     card = ModelCard(
         name="sim", path=str(model_folder), context_length=100, vocab_size=100, block_size=16

@@ -1,8 +1,6 @@
 """A worker's service over real gRPC: step frames, and the end of a worker."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from runtime.errors import (
     WorkerLost,
 )
 from tests.integration.worker_stack import (
-    SLOW,
     WAIT_S,
     Worker,
     ask,
@@ -25,24 +22,11 @@ from tests.integration.worker_stack import (
     in_band_error,
     next_response,
     rows_until,
-    serving,
 )
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.text_response import decode_text_response
 from wire.token_contract import encode_cancel
 from wire.tokens import FinishReason, TokenDelta
-
-
-@pytest.fixture
-async def worker(model_folder: Path) -> AsyncIterator[Worker]:
-    async with serving(model_folder) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def slow_worker(model_folder: Path) -> AsyncIterator[Worker]:
-    async with serving(model_folder, timing=SLOW) as worker:
-        yield worker
 
 
 # ------------------------------------------------------------------------------ step frames

@@ -19,12 +19,11 @@ from runtime.errors import ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
 from tests.waiting import wait_until
 from wire.frames import FRAMES_HEADER, read_frame
-from wire.pool import rpc_types
+from wire.pool import KSERVE, rpc_types
 from wire.sampling import Sampling
 from wire.token_contract import encode_token_request
 from wire.tokens import FinishReason, TokenDelta, TokenRequest
 
-SERVICE = "inference.GRPCInferenceService"
 PENSTOCK = (sys.executable, "-P", "-m", "cli.main")
 SIM = ("--engine=sim", "--sim-speedup=1")
 WAIT_S = 30.0
@@ -87,7 +86,7 @@ async def ends(running: Running, requests: list[Any], then: Any) -> dict[int, An
     try:
         async with (
             asyncio.timeout(WAIT_S),
-            channel.stream(SERVICE, "ModelStreamInfer", metadata=metadata) as stream,
+            channel.stream(KSERVE, "ModelStreamInfer", metadata=metadata) as stream,
         ):
             for message in requests:
                 stream.send(message)

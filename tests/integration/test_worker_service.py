@@ -1,8 +1,6 @@
 """A worker's service over real gRPC: whole answers and single responses."""
 
 import struct
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,45 +13,31 @@ from runtime.errors import (
     ServingError,
 )
 from tests.integration.worker_stack import (
-    SLOW,
     WAIT_S,
     Worker,
     ask,
     in_band_error,
     next_response,
     responses_until_final,
-    serving,
 )
 from wire import inference_pb2 as pb
+from wire.pool import KSERVE
 from wire.tokens import FinishReason
-from worker.service import SERVICE
-
-
-@pytest.fixture
-async def worker(model_folder: Path) -> AsyncIterator[Worker]:
-    async with serving(model_folder) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def slow_worker(model_folder: Path) -> AsyncIterator[Worker]:
-    async with serving(model_folder, timing=SLOW) as worker:
-        yield worker
 
 
 # ------------------------------------------------------------------------------ what is here
 async def test_the_worker_is_live_ready_and_says_what_it_serves(worker: Worker) -> None:
     call = worker.channel.unary
-    live = await call(SERVICE, "ServerLive", pb.ServerLiveRequest(), timeout_s=WAIT_S)
+    live = await call(KSERVE, "ServerLive", pb.ServerLiveRequest(), timeout_s=WAIT_S)
     assert live.live
-    ready = await call(SERVICE, "ServerReady", pb.ServerReadyRequest(), timeout_s=WAIT_S)
+    ready = await call(KSERVE, "ServerReady", pb.ServerReadyRequest(), timeout_s=WAIT_S)
     assert ready.ready
-    about = await call(SERVICE, "ServerMetadata", pb.ServerMetadataRequest(), timeout_s=WAIT_S)
+    about = await call(KSERVE, "ServerMetadata", pb.ServerMetadataRequest(), timeout_s=WAIT_S)
     assert about.name == "penstock-worker"
     model = pb.ModelMetadataRequest(name="m")
-    metadata = await call(SERVICE, "ModelMetadata", model, timeout_s=WAIT_S)
+    metadata = await call(KSERVE, "ModelMetadata", model, timeout_s=WAIT_S)
     assert "input_ids" in [tensor.name for tensor in metadata.inputs]
-    config = await call(SERVICE, "ModelConfig", pb.ModelConfigRequest(name="m"), timeout_s=WAIT_S)
+    config = await call(KSERVE, "ModelConfig", pb.ModelConfigRequest(name="m"), timeout_s=WAIT_S)
     assert config.config.name == "m"
 
 
@@ -65,7 +49,7 @@ async def test_model_ready_knows_the_model_its_aliases_and_version(
     worker: Worker, name: str, version: str, ready: bool
 ) -> None:
     request = pb.ModelReadyRequest(name=name, version=version)
-    answer = await worker.channel.unary(SERVICE, "ModelReady", request, timeout_s=WAIT_S)
+    answer = await worker.channel.unary(KSERVE, "ModelReady", request, timeout_s=WAIT_S)
     assert answer.ready is ready
 
 

@@ -15,7 +15,7 @@ from runtime.grpc_client import ClientStream, RpcChannel
 from runtime.grpc_server import GrpcServer
 from tests.waiting import eventually
 from wire.frames import FRAMES_HEADER, read_frame
-from wire.pool import POOL, rpc_types
+from wire.pool import KSERVE, POOL, rpc_types
 from wire.sampling import Sampling
 from wire.text_response import decode_text_response
 from wire.token_contract import (
@@ -25,7 +25,7 @@ from wire.token_contract import (
 )
 from wire.tokens import TokenDelta, TokenRequest
 from worker.card import make_card
-from worker.service import SERVICE, WorkerService
+from worker.service import WorkerService
 from worker.sim_engine import SimConfig, SimEngine
 from worker.sim_timing import SimTiming
 
@@ -42,12 +42,12 @@ class Worker:
         self.channel = channel
 
     async def infer(self, message: Any, timeout_s: float = WAIT_S) -> TokenResponse:
-        answer = await self.channel.unary(SERVICE, "ModelInfer", message, timeout_s=timeout_s)
+        answer = await self.channel.unary(KSERVE, "ModelInfer", message, timeout_s=timeout_s)
         return decode_token_response(answer)
 
     def stream(self, *, frames: bool = False) -> ClientStream:
         metadata = {FRAMES_HEADER: "1"} if frames else None
-        return self.channel.stream(SERVICE, "ModelStreamInfer", metadata=metadata)
+        return self.channel.stream(KSERVE, "ModelStreamInfer", metadata=metadata)
 
     async def idle(self) -> None:
         """Wait until neither service nor engine runs anything."""
