@@ -64,6 +64,7 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     structured_outputs: dict[str, Any] | None = None
+    repetition_detection: dict[str, Any] | None = None
     cache_salt: str | None = None
     priority: int | None = None
     return_token_ids: bool | None = None

@@ -3,6 +3,7 @@
 Names, ranges and defaults: vllm.sampling_params.SamplingParams of vLLM 0.32.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -16,6 +17,16 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class RepetitionDetection(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Ends a choice that repeats a pattern of so many tokens `min_count` times in a row."""
+
+    max_pattern_size: Count
+    min_count: Annotated[int, Meta(ge=2, le=2**31 - 1)]
+    min_pattern_size: Count = 1
 
 
 class Sampling(
@@ -47,6 +58,7 @@ class Sampling(
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     structured_outputs: dict[str, Any] | None = None
+    repetition_detection: RepetitionDetection | None = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -83,7 +95,7 @@ def _invalid(text: str) -> InvalidRequest:
     what, _, path = text.partition(" - at `$.")
     if path:
         path = path.rstrip("`")
-        name = path.split("[", 1)[0]
+        name = re.split(r"[.\[]", path, maxsplit=1)[0]
         return InvalidRequest(f"{path}: {what[0].lower()}{what[1:]}", param=name)
     if "unknown field" in text:
         name = text.rsplit("`", 2)[-2]

@@ -64,6 +64,7 @@ FIELD_KINDS: dict[str, Kind] = {
     "skip_special_tokens": BOOL,
     "spaces_between_special_tokens": BOOL,
     "structured_outputs": JSON,
+    "repetition_detection": JSON,
     "lora_name": TEXT,
 }
 """Every Sampling field, and the adapter, which Triton's vLLM backend reads from the same JSON."""

@@ -196,10 +196,9 @@ class SimEngine:
                 f"request id {request.request_id!r} is already running", param="request_id"
             )
         request = check_request(request, self.info)
-        if request.sampling.structured_outputs is not None:
-            raise Unsupported(
-                "the simulated engine has no structured outputs", param="structured_outputs"
-            )
+        for name in ("structured_outputs", "repetition_detection"):
+            if getattr(request.sampling, name) is not None:
+                raise Unsupported(f"{name}: the simulated engine has none", param=name)
         running = _Running(request, sink, self._vocabulary)
         self._requests[request.request_id] = running
         for choice in running.choices:

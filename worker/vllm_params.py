@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import msgspec
+
 from runtime.errors import (
     ContextLengthExceeded,
     EngineFailed,
@@ -41,7 +43,11 @@ def sampling_params(sampling: Sampling) -> Any:
 
     Stop strings stay with the front door: vLLM matches them only when it detokenizes.
     """
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        SamplingParams,
+    )
 
     values = {name: getattr(sampling, name) for name in _COPIED}
     for name in _LISTS:
@@ -50,6 +56,10 @@ def sampling_params(sampling: Sampling) -> Any:
     if sampling.structured_outputs is not None:
         values["structured_outputs"] = _structured_outputs(sampling.structured_outputs)
     try:
+        if sampling.repetition_detection is not None:
+            values["repetition_detection"] = RepetitionDetectionParams(
+                **msgspec.structs.asdict(sampling.repetition_detection)
+            )
         return SamplingParams(
             **values,
             detokenize=False,

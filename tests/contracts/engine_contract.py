@@ -346,6 +346,18 @@ async def a_structure_is_followed_or_refused_as_unsupported(engine: Engine) -> N
     assert sink.finish() is FinishReason.STOP
 
 
+@case
+async def a_repeating_answer_is_ended_or_refused_as_unsupported(engine: Engine) -> None:
+    detection = {"max_pattern_size": 2, "min_count": 5}
+    try:
+        sink = ask(engine, repetition_detection=detection, allowed_token_ids=[300], max_tokens=100)
+    except Unsupported:
+        return
+    await sink.wait()
+    assert sink.error is None
+    assert sink.finish() is FinishReason.REPETITION
+
+
 async def a_dead_engine_fails_everything(engine: Engine, kill: Callable[[], None]) -> None:
     """The last case of an engine: `kill` ends it."""
     sinks = [ask(engine, request_id=f"dying-{i}", max_tokens=150) for i in range(4)]

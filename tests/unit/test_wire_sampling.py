@@ -42,6 +42,10 @@ OTHERS: dict[str, tuple[list[Any], list[Any]]] = {
         [{}, {"5": 1}, {5: -100.0}, None],
         [{"5": 101}, {"5": -101}, {"-1": 0}, {"x": 0}, {"5": "x"}, {"5": math.nan}, [5], 5],
     ),
+    "repetition_detection": (
+        [{"max_pattern_size": 3, "min_count": 2}, None],
+        [{"max_pattern_size": 3}, {"max_pattern_size": 3, "min_count": 1}, {"other": 1}],
+    ),
     "structured_outputs": ([{"json": {"type": "object"}}, None], ["x", [], 1]),
 }
 ACCEPTED = [
