@@ -1,6 +1,7 @@
 """The copy-paste lines that `penstock serve` ends its start with."""
 
 import json
+import sys
 from typing import Any
 
 _QUESTION = "What is the capital of France?"
@@ -26,7 +27,7 @@ def _triton(address: str, model: str) -> str:
     messages = json.dumps([{"role": "user", "content": _QUESTION}])
     return f"""
 tritonclient:
-python - <<'END'
+{sys.executable} - <<'END'
 import numpy as np, tritonclient.grpc as triton
 client = triton.InferenceServerClient({address!r})
 messages = triton.InferInput("messages", [1], "BYTES")
@@ -39,7 +40,7 @@ END"""
 def _openai(url: str, model: str) -> str:
     return f"""
 openai:
-python - <<'END'
+{sys.executable} - <<'END'
 import openai
 client = openai.OpenAI(base_url="{url}/v1", api_key="none")
 question = [{{"role": "user", "content": {_QUESTION!r}}}]

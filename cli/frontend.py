@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from cli.options import FrontOptions
 from runtime.config import option, parse_config
 from runtime.errors import InvalidConfig
+from runtime.lifecycle import Stage, StopRequest, log_waiting, run_stages, stop_on_signals
 from runtime.logs import configure_logging
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
     from runtime.grpc_server import GrpcServer
-    from runtime.lifecycle import Stage, StopRequest
     from runtime.status_server import StatusServer
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +27,11 @@ _READY_LOOK_S = 0.1
 class FrontendConfig(FrontOptions):
     """One front door process."""
 
-    await_models: int = option(0, help="count as ready only once so many models have a worker")
+    expect_model: tuple[str, ...] = option(
+        (),
+        help="model that will be served: until it has a worker, requests for it get 503 and the "
+        "front door is not announced as ready; may be repeated",
+    )
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
@@ -47,6 +51,7 @@ def frontend(argv: Sequence[str]) -> int:
     if rest:
         raise InvalidConfig("a front door takes no engine arguments behind --")
     configure_logging(level=config.log_level, log_format=config.log_format)
+    config.require_free_ports()
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -55,8 +60,6 @@ def frontend(argv: Sequence[str]) -> int:
 
 
 async def _run(config: FrontendConfig) -> None:
-    from runtime.lifecycle import StopRequest, run_stages, stop_on_signals
-
     stop = StopRequest()
     with stop_on_signals(stop, hard_limit_s=config.drain_timeout_s + 30):
         process = FrontendProcess(config, stop)
@@ -76,7 +79,7 @@ async def _run(config: FrontendConfig) -> None:
 class FrontendProcess:
     """What a front door process holds, and the order in which it comes and goes."""
 
-    def __init__(self, config: FrontendConfig, stop: "StopRequest") -> None:
+    def __init__(self, config: FrontendConfig, stop: StopRequest) -> None:
         from runtime.discovery_open import open_discovery
         from server.config import FrontDoorConfig
         from server.front_door import FrontDoor
@@ -85,7 +88,9 @@ class FrontendProcess:
         self._stop = stop
         self._discovery = open_discovery(config.discovery, config.discovery_path)
         settings = FrontDoorConfig(
-            router_policy=config.router_policy, request_timeout_s=config.request_timeout_s
+            router_policy=config.router_policy,
+            request_timeout_s=config.request_timeout_s,
+            expected_models=config.expect_model,
         )
         self._door: FrontDoor = FrontDoor(settings, self._discovery)
         self._bound: dict[str, object] = {}
@@ -124,21 +129,16 @@ class FrontendProcess:
         names = await self._await_models()
         if self._config.ready_file is not None:
             write_ready_file(self._config.ready_file, {**self._bound, "models": names})
-        _LOG.info("ready: %s", ", ".join(names) or "no model yet")
+        _LOG.info("ready: %s", ", ".join(names) or "no model has a worker yet")
 
     async def _await_models(self) -> list[str]:
-        backend = self._door.backend
-        while True:
-            names = self._door.model_names()
-            ready = [name for name in names if await backend.is_ready(name)]
-            if len(ready) >= self._config.await_models:
-                return ready if self._config.await_models else names
+        expected = set(self._config.expect_model)
+        while not expected <= set(self._door.ready_models()):  # noqa: ASYNC110 - at start only
             await asyncio.sleep(_READY_LOOK_S)
+        return self._door.model_names()
 
-    def stop_stages(self) -> "list[Stage]":
+    def stop_stages(self) -> list[Stage]:
         """The ordered stop: unready, drain, close the fronts."""
-        from runtime.lifecycle import Stage
-
         drain_s = self._config.drain_timeout_s
         stages = [
             Stage(name="readiness", action=self._withdraw),
@@ -211,4 +211,5 @@ class FrontendProcess:
 
     async def _drain(self) -> None:
         self._door.drain()
+        log_waiting(self._door.in_flight, self._config.drain_timeout_s)
         await self._door.wait_idle()

@@ -44,6 +44,7 @@ def gateway(argv: Sequence[str]) -> int:
     if rest:
         raise InvalidConfig("a gateway takes no engine arguments behind --")
     configure_logging(level=config.log_level, log_format=config.log_format)
+    config.require_free_ports()
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -8,6 +8,7 @@ from runtime.config import option
 from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig
 from runtime.logs import FORMATS, LEVELS
+from runtime.ports import require_free_ports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,14 @@ class ProcessOptions:
                 raise InvalidConfig(f"{field.name} must be in [0, 65535]", param=field.name)
             if field.name.endswith("_timeout_s") and not value >= 0:
                 raise InvalidConfig(f"{field.name} must be at least 0", param=field.name)
+
+    def require_free_ports(self) -> None:
+        """Raise InvalidConfig naming the flag of a port that is taken."""
+        ports = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_port")}
+        for switch, field in (("no_http", "http_port"), ("no_grpc", "grpc_port")):
+            if getattr(self, switch, False):
+                del ports[field]
+        require_free_ports(self.host, ports)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

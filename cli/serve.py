@@ -6,8 +6,7 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from runtime.config import argument, as_flags, child_environment, like, option, 
 from runtime.errors import InvalidConfig
 from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
 from runtime.logs import configure_logging
+from runtime.process import private_folder
 from runtime.ready_file import remove_ready_file, write_ready_file
 from runtime.supervisor import CONFIG_EXIT, Child, ChildFailed, ChildSpec, stop_all
 from worker.config import WorkerConfig
@@ -47,6 +47,9 @@ class ServeConfig(FrontOptions):
     models: tuple[str, ...] = argument(
         help="folder, GGUF file, Hugging Face id, or smollm2", metavar="MODEL"
     )
+    model_name: tuple[str, ...] = option(
+        (), help="name to serve a model as (default: its own); one per MODEL, in their order"
+    )
     workers: int = option(1, help="workers per model")
     engine: str = like(WorkerConfig, "engine")
     cache_dir: Path | None = like(WorkerConfig, "cache_dir")
@@ -62,6 +65,10 @@ class ServeConfig(FrontOptions):
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         FrontOptions.__post_init__(self)
+        if self.model_name and len(self.model_name) != len(self.models):
+            raise InvalidConfig(
+                f"{len(self.model_name)} names for {len(self.models)} models", param="model_name"
+            )
         if self.workers < 1:
             raise InvalidConfig("workers must be at least 1", param="workers")
         if self.discovery != "file":
@@ -87,8 +94,9 @@ def serve(argv: Sequence[str]) -> int:
         description="Front door and workers on this machine. vLLM's own arguments stand behind --.",
     )
     configure_logging(level=config.log_level, log_format=config.log_format)
+    config.require_free_ports()
     models = _prepare(config)
-    folder = Path(tempfile.mkdtemp(prefix="penstock-"))
+    folder = private_folder("penstock-serve")
     import uvloop
 
     try:
@@ -102,11 +110,13 @@ def _prepare(config: ServeConfig) -> list[NamedModel]:
     """Resolve the models here, once, so that a wrong reference fails before anything starts."""
     from worker.models import resolve_model
 
+    say = _teller(config)
     models = []
-    for ref in config.models:
-        _say(f"preparing {ref}")
-        resolved = resolve_model(ref, cache_dir=config.cache_dir, progress=_say)
-        models.append(NamedModel(path=resolved.path, name=resolved.name))
+    given = config.model_name or (None,) * len(config.models)
+    for ref, name in zip(config.models, given, strict=True):
+        say(f"preparing {ref}")
+        resolved = resolve_model(ref, cache_dir=config.cache_dir, progress=say)
+        models.append(NamedModel(path=resolved.path, name=name or resolved.name))
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise InvalidConfig(f"two models have the same name: {', '.join(names)}", param="models")
@@ -168,10 +178,14 @@ class _Serving:
         self._front.add_arguments(_bound_ports(ready))
         if self._config.ready_file is not None:
             write_ready_file(self._config.ready_file, ready)
+        if self._config.log_format == "json":
+            _LOG.info("ready: %s", ", ".join(ready["models"]))
+            return
         sys.stdout.write(announcement(ready))
         sys.stdout.flush()
 
     async def _wait_ready(self) -> dict[str, Any]:
+        say = _teller(self._config)
         loop = asyncio.get_running_loop()
         began = said = loop.time()
         while True:
@@ -180,7 +194,7 @@ class _Serving:
                 return ready
             if loop.time() - said >= _PROGRESS_S:
                 said = loop.time()
-                _say(f"engines are starting ({said - began:.0f} s)")
+                say(f"engines are starting ({said - began:.0f} s)")
             await asyncio.sleep(_LOOK_S)
 
     def _read_ready(self) -> dict[str, Any] | None:
@@ -219,7 +233,7 @@ class _Serving:
             *as_flags(self._config, _FRONT_FLAGS),
             "--discovery=file",
             f"--discovery-path={self._discovery}",
-            f"--await-models={len(self._models)}",
+            *(f"--expect-model={model.name}" for model in self._models),
         ]
 
     def _worker(self, model: NamedModel, number: int, engine_arguments: Sequence[str]) -> Child:
@@ -246,9 +260,8 @@ class _Serving:
             *command, f"--ready-file={ready_file}", *behind,
         )  # fmt: skip
         environment = child_environment()
-        return Child(
-            ChildSpec(name=name, argv=argv, ready_file=ready_file, environment=environment)
-        )
+        spec = ChildSpec(name=name, argv=argv, ready_file=ready_file, environment=environment)
+        return Child(spec, log_format=self._config.log_format)
 
 
 def _bound_ports(ready: dict[str, Any]) -> list[str]:
@@ -260,5 +273,8 @@ def _bound_ports(ready: dict[str, Any]) -> list[str]:
     ]
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _teller(config: ServeConfig) -> Callable[[str], None]:
+    """Progress for people on stdout, for machines in the log."""
+    if config.log_format == "json":
+        return _LOG.info
+    return lambda line: print(line, flush=True)

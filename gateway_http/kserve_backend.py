@@ -29,7 +29,9 @@ class KServeBackend:
     async def models(self) -> list[ModelCard]:
         """The models in the server's index. Only name and context length are known of them."""
         index = await self._describe("RepositoryIndex", pb.RepositoryIndexRequest())
-        return [await self._card(name) for name in dict.fromkeys(it.name for it in index.models)]
+        # A model that is still loading has no configuration to ask for.
+        names = dict.fromkeys(it.name for it in index.models if it.state != "LOADING")
+        return [await self._card(name) for name in names]
 
     async def is_ready(self, model: str | None = None) -> bool:
         """Whether the server, or one of its models, says that it is ready; false without answer."""

@@ -134,6 +134,8 @@ class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]
             raise InvalidConfig(message, param=field)
         for place, key in self._unknown_keys(message):
             raise InvalidConfig(f"unknown key '{key}' in {place}", param=key)
+        if message.startswith("unrecognized arguments"):
+            message += " (what is meant for vLLM stands behind --)"
         raise InvalidConfig(message)
 
     def source_of(self, field: str) -> str:

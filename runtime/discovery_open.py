@@ -19,9 +19,9 @@ def open_discovery(kind: str, path: str | None) -> Discovery:
 
         return MemoryDiscovery()
     if kind == "file":
-        from platformdirs import user_runtime_path  # noqa: PLC0415
+        from platformdirs import user_state_path  # noqa: PLC0415
 
         from runtime.discovery_file import FileDiscovery  # noqa: PLC0415
 
-        return FileDiscovery(Path(path) if path else user_runtime_path("penstock") / "discovery")
+        return FileDiscovery(Path(path) if path else user_state_path("penstock") / "discovery")
     raise InvalidConfig(f"discovery {kind!r} is not one of: {', '.join(KINDS)}", param="discovery")

@@ -90,6 +90,16 @@ class Stage:
     limit_s: float = 30.0
 
 
+def log_waiting(requests: int, limit_s: float) -> None:
+    """Say that a stop waits for running requests, and how not to wait."""
+    if requests:
+        _LOG.info(
+            "waiting up to %g s for %d running requests; a second signal stops at once",
+            limit_s,
+            requests,
+        )
+
+
 async def run_stages(stages: Sequence[Stage]) -> None:
     """Run the steps in order, one log line each; one that fails or hangs stops no later one."""
     for stage in stages:

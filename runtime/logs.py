@@ -3,6 +3,8 @@
 import logging
 import sys
 import time
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -56,6 +58,18 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["trace"] = self.formatException(record.exc_info)
         return msgspec.json.encode(entry).decode()
+
+
+def child_line(name: str, line: str, log_format: str) -> str:
+    """Return a child process's line as its parent shows it: named, in text or in JSON."""
+    if log_format != "json":
+        return f"[{name}] {line}"
+    try:
+        entry = msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry = {"time": now, "level": "info", "logger": "output", "message": line}
+    return msgspec.json.encode(entry | {"process": name}).decode()
 
 
 def _fields(record: logging.LogRecord) -> dict[str, str]:

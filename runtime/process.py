@@ -3,8 +3,10 @@
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -41,8 +43,10 @@ def pid_place() -> str:
         return os.uname().nodename
 
 
-def die_with_parent(parent_pid: int, with_signal: signal.Signals = signal.SIGTERM) -> None:
-    """Have the kernel signal this process when its parent dies; a no-op off Linux.
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies; a no-op off Linux.
+
+    Killed, not asked to stop: whoever starts the parent again at once finds its ports free.
 
     Call it from the main thread right after start. Exits at once if `parent_pid`, the parent that
     was meant, is already gone. The kernel's "parent" is the thread that forked: start children
@@ -51,10 +55,20 @@ def die_with_parent(parent_pid: int, with_signal: signal.Signals = signal.SIGTER
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, with_signal, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
-        os._exit(128 + with_signal)
+        os._exit(128 + signal.SIGKILL)
+
+
+def private_folder(prefix: str) -> Path:
+    """Make a temporary folder for this process; clears those that dead processes left behind."""
+    parent = Path(tempfile.gettempdir())
+    for old in parent.glob(f"{prefix}-*"):
+        pid = old.name.removeprefix(f"{prefix}-").partition("-")[0]
+        if pid.isdigit() and start_mark(int(pid)) is None:
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}-{os.getpid()}-"))
 
 
 def _pid_exists(pid: int) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import Code, ServingError
+from runtime.logs import child_line
 
 _LOG = logging.getLogger(__name__)
 # What a process of ours exits with when a flag, variable, file or model reference is wrong.
@@ -77,10 +78,12 @@ class Child:
         *,
         policy: RestartPolicy | None = None,
         write: Callable[[str], object] = sys.stderr.write,
+        log_format: str = "text",
     ) -> None:
         self.spec = spec
         self._policy = policy or RestartPolicy()
         self._write = write
+        self._log_format = log_format
         self._added: tuple[str, ...] = ()
         self._process: Process | None = None
         self._stopping = asyncio.Event()
@@ -196,7 +199,8 @@ class Child:
             self._write_line(rest)
 
     def _write_line(self, line: bytes) -> None:
-        self._write(f"[{self.spec.name}] {line.decode('utf-8', 'replace')}\n")
+        text = line.decode("utf-8", "replace")
+        self._write(child_line(self.spec.name, text, self._log_format) + "\n")
 
     def _give_up_if_hopeless(self, code: int, failures: int, was_ready: bool) -> None:
         name = self.spec.name

@@ -10,7 +10,7 @@ import msgspec
 from router.policies import POLICIES
 from router.router import Router, WorkerJoined, WorkerLeft
 from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
-from runtime.errors import ModelNotFound, ServingError
+from runtime.errors import ModelNotFound, ModelNotReady, ServingError
 from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
 from server.text.codec import TextCodec
@@ -53,11 +53,20 @@ class Fleet:
         """Every known model, in the order they appeared."""
         return list(self._models.values())
 
+    def starting(self) -> list[str]:
+        """The expected models that never had a worker."""
+        return [name for name in self._config.expected_models if name not in self._models]
+
     def model(self, name: str) -> ServedModel:
-        """The model called `name` (or one of its aliases); raises ModelNotFound."""
+        """The model called `name`, or one of its aliases.
+
+        Raises ModelNotFound, or ModelNotReady for an expected model that never had a worker.
+        """
         model = self._models.get(name) or next(
             (m for m in self._models.values() if name in m.card.aliases), None
         )
+        if model is None and name in self._config.expected_models:
+            raise ModelNotReady(f"model {name!r} is starting", param="model")
         if model is None:
             raise ModelNotFound(f"model {name!r} is not served here", param="model")
         return model

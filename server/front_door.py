@@ -44,6 +44,10 @@ class FrontDoor:
         """The names of all known models."""
         return [model.card.name for model in self._fleet.models()]
 
+    def ready_models(self) -> list[str]:
+        """The names of the models that have a worker."""
+        return [model.card.name for model in self._fleet.models() if model.ready]
+
     async def wait_synced(self) -> None:
         """Wait until the first snapshot of discovery has been read."""
         await self._fleet.wait_synced()

@@ -60,16 +60,20 @@ class KServeService:
         return pb.ModelConfigResponse(config=model_config(self._model(message).card).config)
 
     async def _repository_index(self, message: Any, info: CallInfo) -> Any:
+        states = [
+            (model.card.name, "READY", "")
+            if model.ready
+            else (model.card.name, "UNAVAILABLE", "no ready worker")
+            for model in self._fleet.models()
+        ]
+        states += [(name, "LOADING", "starting") for name in self._fleet.starting()]
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
-                    name=model.card.name,
-                    version=MODEL_VERSION,
-                    state="READY" if model.ready else "UNAVAILABLE",
-                    reason="" if model.ready else "no ready worker",
+                    name=name, version=MODEL_VERSION, state=state, reason=reason
                 )
-                for model in self._fleet.models()
-                if model.ready or not message.ready
+                for name, state, reason in states
+                if state == "READY" or not message.ready
             ]
         )
 

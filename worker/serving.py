@@ -13,7 +13,7 @@ from runtime.discovery import Lease, Record
 from runtime.discovery_open import open_discovery
 from runtime.errors import ServingError
 from runtime.grpc_server import GrpcServer
-from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
+from runtime.lifecycle import Stage, StopRequest, log_waiting, run_stages, stop_on_signals
 from runtime.ready_file import remove_ready_file, write_ready_file
 from runtime.status_server import StatusServer
 from wire.cards import INSTANCE_KIND, WorkerInstance
@@ -144,7 +144,7 @@ class WorkerProcess:
             service = self._service
             stages += [
                 Stage(name="front doors", action=lambda: asyncio.sleep(wait_s)),
-                Stage(name="requests", action=lambda: _drain(service), limit_s=drain_s),
+                Stage(name="requests", action=lambda: _drain(service, drain_s), limit_s=drain_s),
             ]
         stages.append(Stage(name="engine", action=self._engine.close, limit_s=CLOSE_LIMIT_S))
         if self._server is not None:
@@ -181,8 +181,9 @@ class WorkerProcess:
                 self._server.set_serving(service, serving)
 
 
-async def _drain(service: WorkerService) -> None:
+async def _drain(service: WorkerService, limit_s: float) -> None:
     service.drain()
+    log_waiting(service.in_flight, limit_s)
     await service.wait_idle()
 
 
@@ -198,4 +199,8 @@ def _reachable(address: str, advertise_host: str | None) -> str:
         host = advertise_host
     elif host.strip("[]") in _WILDCARDS:
         host = socket.getfqdn()
+        if host.startswith("localhost"):
+            log.warning(
+                "this host calls itself %s: front doors elsewhere need --advertise-host", host
+            )
     return f"{host}:{port}"

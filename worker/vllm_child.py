@@ -6,7 +6,6 @@ them is killed.
 
 import multiprocessing
 import os
-import signal
 
 from runtime.process import die_with_parent
 
@@ -24,7 +23,7 @@ def guard_forked_children() -> None:
 
     def in_child() -> None:
         os.setpgid(0, 0)
-        die_with_parent(parents.pop(), signal.SIGKILL)
+        die_with_parent(parents.pop())
 
     os.register_at_fork(before=before, after_in_parent=parents.pop, after_in_child=in_child)
 
@@ -37,4 +36,4 @@ def guard_spawned_child() -> None:
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
-        die_with_parent(parent.pid, signal.SIGKILL)
+        die_with_parent(parent.pid)

@@ -8,7 +8,6 @@ fork takes neither threads nor gRPC's state along.
 import atexit
 import os
 import shutil
-import tempfile
 import threading
 import warnings
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from runtime.errors import EngineFailed, InvalidConfig
+from runtime.process import private_folder
 from worker.vllm_child import guard_forked_children
 
 CPU_KV_CACHE_BYTES = 512 * 1024**2
 CPU_BLOCK_TOKENS = 32
 CPU_MAX_SEQUENCES = 64
-_RPC_PREFIX = "penstock-rpc-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,8 @@ def build_vllm(settings: VllmSettings, stat_logger: Any) -> StartedVllm:
             "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         },
         {
-            "VLLM_LOGGING_LEVEL": "DEBUG" if settings.debug_logs else "WARNING",
+            # Its warnings at start speak to those who tune kernels.
+            "VLLM_LOGGING_LEVEL": "DEBUG" if settings.debug_logs else "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
             # Half of the cores: two hyperthreads of one core only wait for each other, and more
             # threads than free cores stall each step (measured: 9 times slower on 2 cores).
@@ -92,14 +92,8 @@ def _write_environment(values: Mapping[str, str], defaults: Mapping[str, str]) -
 
 
 def _rpc_folder() -> Path:
-    # vLLM leaves its sockets behind when it is killed: each worker has a folder of its own,
-    # and clears those of workers that are gone.
-    parent = Path(tempfile.gettempdir())
-    for old in parent.glob(f"{_RPC_PREFIX}*"):
-        pid = old.name.removeprefix(_RPC_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_RPC_PREFIX}{os.getpid()}-"))
+    # vLLM leaves its sockets behind when it is killed: each worker has a folder of its own.
+    folder = private_folder("penstock-rpc")
     owner = os.getpid()
 
     def remove() -> None:

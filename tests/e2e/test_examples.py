@@ -1,5 +1,6 @@
 """The examples run as they stand, against the real server."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,27 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_an_example_prints_an_answer_about_paris(served: Served, name: str, address: str) -> None:
     runner = [sys.executable] if name.endswith(".py") else ["sh"]
     command = [*runner, str(EXAMPLES / name), getattr(served, address)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def readme_blocks() -> list[tuple[str, str]]:
+    """The runnable blocks of the README's first screens, as (language, text)."""
+    text = (EXAMPLES.parent / "README.md").read_text()
+    return re.findall(r"^```(python|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_has_an_example_for_each_way_in() -> None:
+    assert [language for language, _ in readme_blocks()] == ["python", "python", "sh"]
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_the_readmes_examples_print_an_answer_about_paris(served: Served, place: int) -> None:
+    language, text = readme_blocks()[place]
+    text = text.replace("127.0.0.1:8001", served.grpc)
+    text = text.replace("http://127.0.0.1:8000", served.http)
+    command = [sys.executable, "-c", text] if language == "python" else ["sh", "-c", text]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout

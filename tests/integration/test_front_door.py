@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import InvalidRequest, ModelNotFound, ServingError, WorkerLost
+from runtime.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    ServingError,
+    WorkerLost,
+)
 from runtime.grpc_client import ClientStream, RpcChannel
+from server.config import FrontDoorConfig
 from tests.integration.stack import Stack, running_stack
 from tests.waiting import eventually
 from wire import inference_pb2 as pb
@@ -291,4 +298,20 @@ async def test_without_a_worker_the_model_is_known_and_not_ready(model_folder: P
             await infer(channel, ask(stream=False))
         assert caught.value.reason == "model_not_ready"
         assert not isinstance(caught.value, WorkerLost)
+        await channel.close()
+
+
+async def test_an_expected_model_is_starting_rather_than_unknown(model_folder: Path) -> None:
+    config = FrontDoorConfig(expected_models=("later", "sim"))
+    async with running_stack(model_folder, config=config) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        with pytest.raises(ModelNotReady, match="'later' is starting"):
+            await infer(channel, ask(stream=False, model="later"))
+        call = channel.unary(KSERVE, "RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s=9)
+        states = {model.name: model.state for model in (await call).models}
+        assert states == {"sim": "READY", "later": "LOADING"}
+        call = channel.unary(
+            KSERVE, "RepositoryIndex", pb.RepositoryIndexRequest(ready=True), timeout_s=9
+        )
+        assert [model.name for model in (await call).models] == ["sim"]
         await channel.close()

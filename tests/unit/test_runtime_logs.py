@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from runtime.logs import JsonFormatter, TextFormatter, configure_logging
+from runtime.logs import JsonFormatter, TextFormatter, child_line, configure_logging
 
 
 def record(message: str = "done in %s s", *args: object, **extra: object) -> logging.LogRecord:
@@ -55,3 +55,18 @@ def test_the_level_holds_for_our_packages_only(restored_logging, capsys):
     logging.getLogger("server.x").debug("ours")
     logging.getLogger("watchfiles").info("theirs")
     assert json.loads(capsys.readouterr().err)["message"] == "ours"
+
+
+@pytest.mark.parametrize("line", ["plain text", "[1, 2]", '{"half'])
+def test_a_childs_line_that_is_no_log_entry_becomes_one(line):
+    assert child_line("w", line, "text") == f"[w] {line}"
+    entry = json.loads(child_line("w", line, "json"))
+    assert entry["message"] == line
+    assert entry["process"] == "w"
+    assert entry["time"].endswith("Z")
+
+
+def test_a_childs_log_entry_keeps_its_fields_and_gets_its_name():
+    line = '{"time":"t","level":"warning","message":"m","model":"x"}'
+    entry = json.loads(child_line("w", line, "json"))
+    assert entry == json.loads(line) | {"process": "w"}
