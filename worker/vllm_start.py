@@ -77,10 +77,20 @@ def build_vllm(settings: VllmSettings, stat_logger: Any) -> StartedVllm:
     if on_cpu:
         # create_engine_config has just set "spawn" here.
         _write_environment({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, {})
+        if config.model_config.enforce_eager:
+            _compile_nothing()
     guard_forked_children()
     # No local name for it: something in vLLM's imports keeps this frame, and `close` must be able
     # to free the engine.
     return StartedVllm(llm=_construct(config, stat_logger), config=config, rpc_folder=rpc_folder)
+
+
+def _compile_nothing() -> None:
+    # The model is not compiled, but the sampler's rank count for log probabilities would be: 16 s
+    # in the first process ever and 2 s in each later one, for microseconds per step.
+    import torch
+
+    torch._dynamo.config.disable = True
 
 
 def _write_environment(values: Mapping[str, str], defaults: Mapping[str, str]) -> None:
