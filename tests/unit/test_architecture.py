@@ -191,3 +191,19 @@ def test_compiled_protocol_files_match_their_source(tmp_path: Path) -> None:
     assert status == 0
     for made in tmp_path.iterdir():
         assert made.read_bytes() == (ROOT / "wire" / made.name).read_bytes(), made.name
+
+
+def test_a_front_door_process_loads_neither_an_engine_nor_torch() -> None:
+    code = (
+        "import sys, cli.frontend, server.front_door, gateway_http.app, runtime.grpc_server;"
+        "print(sorted({'vllm', 'torch', 'transformers', 'worker'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
