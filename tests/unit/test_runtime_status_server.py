@@ -62,7 +62,7 @@ async def test_a_process_whose_event_loop_hangs_is_not_live(url):
         assert time.monotonic() - began < 10
     async with asyncio.timeout(10):
         while await get(url + "/live") != (200, b"ok\n"):
-            """It lives again once its loop has turned."""
+            pass  # it lives again once its loop has turned
 
 
 async def test_metrics_come_from_the_registry(url):
