@@ -10,7 +10,7 @@ import msgspec
 from router.policies import POLICIES
 from router.router import Router, WorkerJoined, WorkerLeft
 from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
-from runtime.errors import ModelNotFound, ModelNotReady, ServingError
+from runtime.errors import ModelNotFound, ModelNotReady, shown_error
 from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
 from server.text.codec import TextCodec
@@ -112,8 +112,9 @@ class Fleet:
         self._drop(record.id)
         try:
             await self._load_model(instance.card)
-        except ServingError as error:
-            log.error("cannot serve %s of worker %s: %s", instance.card.name, record.id, error)  # noqa: TRY400
+        except Exception as error:  # noqa: BLE001 - one bad model must not take the others along
+            why = shown_error(error, where=f"loading the text side of {instance.card.name}")
+            log.error("cannot serve %s of worker %s: %s", instance.card.name, record.id, why)  # noqa: TRY400
             return
         link = WorkerLink(
             instance,

@@ -49,8 +49,11 @@ class SimWorker:
 class Stack:
     """The front door, its address and its workers."""
 
-    def __init__(self, door: FrontDoor, grpc: str, workers: list[SimWorker]) -> None:
+    def __init__(
+        self, door: FrontDoor, grpc: str, workers: list[SimWorker], discovery: MemoryDiscovery
+    ) -> None:
         self.door = door
+        self.discovery = discovery
         self.grpc = grpc
         self.workers = workers
 
@@ -95,7 +98,7 @@ async def running_stack(
         running = tasks.create_task(door.run())
         server = grpc_server(*door.services)
         address = await server.start()
-        stack = Stack(door, address, started)
+        stack = Stack(door, address, started, discovery)
         try:
             await eventually(lambda: sum(len(m.links) for m in door._fleet.models()) == workers)
             yield stack

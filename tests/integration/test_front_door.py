@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from runtime.discovery import Record
 from runtime.errors import (
     InvalidRequest,
     ModelNotFound,
@@ -20,6 +22,7 @@ from server.config import FrontDoorConfig
 from tests.integration.stack import Stack, running_stack
 from tests.waiting import eventually
 from wire import inference_pb2 as pb
+from wire.cards import INSTANCE_KIND, WorkerInstance
 from wire.pool import KSERVE, rpc_types
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
@@ -314,4 +317,22 @@ async def test_an_expected_model_is_starting_rather_than_unknown(model_folder: P
             KSERVE, "RepositoryIndex", pb.RepositoryIndexRequest(ready=True), timeout_s=9
         )
         assert [model.name for model in (await call).models] == ["sim"]
+        await channel.close()
+
+
+async def test_a_worker_whose_model_cannot_be_read_does_not_harm_the_others(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    async with running_stack(model_folder) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        broken = msgspec.structs.replace(stack.workers[0].card, name="broken", path=str(tmp_path))
+        bad = WorkerInstance(instance_id="bad", address="127.0.0.1:1", card=broken, engine="sim")
+        good = msgspec.structs.replace(bad, instance_id="good", card=stack.workers[0].card)
+        for instance in (bad, good):
+            value = msgspec.json.encode(instance)
+            record = Record(kind=INSTANCE_KIND, id=instance.instance_id, value=value)
+            await stack.discovery.register(record)
+        await eventually(lambda: "good" in stack.door._fleet._links)
+        assert stack.door.model_names() == ["sim"]
+        assert ids_of(await infer(channel, ask(stream=False)))
         await channel.close()
