@@ -11,7 +11,6 @@ import msgspec
 
 from router.router import RouteRequest
 from runtime.errors import (
-    ContextLengthExceeded,
     DeadlineExceeded,
     Draining,
     ModelNotReady,
@@ -25,6 +24,7 @@ from server.text.codec import EncodedPrompt
 from server.worker_link import WorkerLink
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
+from wire.sampling import fit_to_context
 from wire.tokens import TokenRequest
 
 
@@ -37,7 +37,6 @@ class _Flight:
     timer: asyncio.TimerHandle | None = None
     link: WorkerLink | None = None
     slot: int = -1
-    routed: bool = False
 
 
 class DataPlane:
@@ -135,7 +134,12 @@ class DataPlane:
             return
         if flight.timer is not None:
             flight.timer.cancel()
-        self._detach(flight, cancel=cancel)
+        if flight.link is not None:
+            if cancel:
+                flight.link.cancel(flight.slot)
+            else:
+                flight.link.finished(flight.slot)
+            flight.model.router.finished(flight.key, time.monotonic())
         if not self._flights:
             self._idle.set()
 
@@ -178,41 +182,22 @@ class DataPlane:
         flight.slot = link.submit(tokens, generation)
         flight.link = link
         flight.model.router.started(route, choice, time.monotonic())
-        flight.routed = True
-
-    def _detach(self, flight: _Flight, *, cancel: bool) -> None:
-        if flight.link is not None:
-            if cancel:
-                flight.link.cancel(flight.slot)
-            else:
-                flight.link.finished(flight.slot)
-        if flight.routed:
-            flight.model.router.finished(flight.key, time.monotonic())
 
     def _expire(self, generation: Generation) -> None:
         generation.fail(DeadlineExceeded("the deadline passed before the final response"))
 
 
 def token_request(request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard) -> TokenRequest:
-    """Build the worker's request; raises ContextLengthExceeded when the prompt leaves no room.
-
-    `max_tokens` becomes the room left when it is absent or larger, as vLLM clips it.
-    """
-    room = card.context_length - len(prompt.token_ids)
-    if room < 1:
-        fields = ("messages", "prompt_token_ids")
-        raise ContextLengthExceeded(
-            f"the prompt has {len(prompt.token_ids)} tokens; the model's context is "
-            f"{card.context_length} tokens, and at least one is needed for the answer",
-            param=next((it for it in fields if getattr(request, it) is not None), "prompt"),
-        )
-    sampling = request.sampling
-    wanted = sampling.max_tokens
-    limit = room if wanted is None else min(wanted, room)
-    # Stop strings are the front door's; the worker handles tokens only.
-    sampling = msgspec.structs.replace(
-        sampling, max_tokens=limit, min_tokens=min(sampling.min_tokens, limit), stop=()
+    """Build the worker's request; raises ContextLengthExceeded when the prompt leaves no room."""
+    fields = ("messages", "prompt_token_ids")
+    sampling = fit_to_context(
+        request.sampling,
+        prompt_tokens=len(prompt.token_ids),
+        context_length=card.context_length,
+        param=next((it for it in fields if getattr(request, it) is not None), "prompt"),
     )
+    # Stop strings are the front door's; the worker handles tokens only.
+    sampling = msgspec.structs.replace(sampling, stop=())
     return TokenRequest(
         request_id=request.request_id,
         token_ids=prompt.token_ids,

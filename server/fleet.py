@@ -45,7 +45,6 @@ class Fleet:
         self._discovery = discovery
         self._models: dict[str, ServedModel] = {}
         self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
-        self._instances: dict[str, WorkerInstance] = {}
         self._was_ready = False
         self._synced = asyncio.Event()
 
@@ -96,7 +95,7 @@ class Fleet:
                         self._drop(instance_id)
 
     async def _replace(self, group: asyncio.TaskGroup, records: tuple[Record, ...]) -> None:
-        for gone in self._instances.keys() - {record.id for record in records}:
+        for gone in self._links.keys() - {record.id for record in records}:
             self._drop(gone)
         for record in records:
             await self._put(group, record)
@@ -107,7 +106,8 @@ class Fleet:
         except msgspec.DecodeError as error:
             log.warning("ignoring worker record %s: %s", record.id, error)
             return
-        if self._instances.get(record.id) == instance:
+        known = self._links.get(record.id)
+        if known is not None and known[0].instance == instance:
             return
         self._drop(record.id)
         try:
@@ -122,12 +122,11 @@ class Fleet:
             retry_max_s=self._config.connect_retry_max_s,
             on_change=self._link_changed,
         )
-        self._instances[record.id] = instance
         self._links[record.id] = link, group.create_task(link.run(), name=f"link {record.id}")
         log.info("worker %s serves %s at %s", record.id, instance.card.name, instance.address)
 
     def _drop(self, instance_id: str) -> None:
-        if self._instances.pop(instance_id, None) is not None:
+        if instance_id in self._links:
             log.info("worker %s has left", instance_id)
             link, task = self._links.pop(instance_id)
             if not link.retire():

@@ -36,7 +36,6 @@ class Generation:
         self.request = request
         self.on_ready: Callable[[], None] = _nobody
         self.ended = False
-        self.deadline_s = request.deadline_s
         self._owner = owner
         self._pending: dict[int, ChoiceDelta] = {}
         self._decoders: list[ChoiceDecoder] = []
@@ -46,7 +45,6 @@ class Generation:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._cached_tokens = 0
-        self._echo = ""
         self._error: ServingError | None = None
         self._final_taken = False
 
@@ -57,7 +55,6 @@ class Generation:
         self._prompt_tokens = len(prompt.token_ids)
         if self.request.echo:
             text = prompt.text if prompt.text is not None else codec.text_of(prompt.token_ids)
-            self._echo = text
             self._pending = {i: ChoiceDelta(index=i, text=text) for i in range(count)}
 
     def put(self, delta: TokenDelta) -> None:

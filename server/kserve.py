@@ -3,11 +3,11 @@
 from importlib.metadata import version
 from typing import Any
 
-from runtime.errors import ModelNotFound, ServingError
+from runtime.errors import ServingError
 from runtime.rpc import CallInfo, Service
 from server.data_plane import DataPlane
 from server.fleet import Fleet, ServedModel
-from server.kserve_infer import InferCalls
+from server.kserve_infer import InferCalls, check_version
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE
 from wire.text_schema import MODEL_VERSION, model_config, model_metadata
@@ -81,9 +81,3 @@ class KServeService:
         model = self._fleet.model(message.name)
         check_version(message.name, message.version)
         return model
-
-
-def check_version(name: str, asked: str) -> None:
-    """Raise ModelNotFound unless `asked` is empty or the one version there is."""
-    if asked not in ("", MODEL_VERSION):
-        raise ModelNotFound(f"model {name!r} has no version {asked!r}", param="model_version")

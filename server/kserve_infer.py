@@ -19,15 +19,17 @@ ERROR_STATUS_HEADER = "triton_grpc_error"
 INPUT_NAMES = {"prompt": "text_input", "prompt_token_ids": "input_ids", "messages": "messages"}
 
 
+def check_version(name: str, asked: str) -> None:
+    """Raise ModelNotFound unless `asked` is empty or the one version there is."""
+    if asked not in ("", MODEL_VERSION):
+        raise ModelNotFound(f"model {name!r} has no version {asked!r}", param="model_version")
+
+
 def decode_request(
     message: Any, info: CallInfo, *, streaming_rpc: bool
 ) -> tuple[GenerateRequest, OutputSelection]:
     """Decode a request; raises ModelNotFound for a version there is not, or InvalidRequest."""
-    if message.model_version not in ("", MODEL_VERSION):
-        raise ModelNotFound(
-            f"model {message.model_name!r} has no version {message.model_version!r}",
-            param="model_version",
-        )
+    check_version(message.model_name, message.model_version)
     return decode_text_request(message, info, streaming_rpc=streaming_rpc)
 
 

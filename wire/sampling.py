@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from runtime.errors import InvalidRequest
+from runtime.errors import ContextLengthExceeded, InvalidRequest
 from wire.nesting import check_nesting
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -66,9 +66,6 @@ class Sampling(
         return (self.stop,) if isinstance(self.stop, str) else self.stop
 
 
-SAMPLING_FIELDS = frozenset(Sampling.__struct_fields__)
-
-
 def make_sampling(values: Mapping[str, Any]) -> Sampling:
     """Build checked parameters; numbers and booleans may come as strings ("16", "0", "true").
 
@@ -87,6 +84,27 @@ def make_sampling(values: Mapping[str, Any]) -> Sampling:
     if sampling.n > 1 and sampling.temperature == 0:
         raise InvalidRequest("n must be 1 when temperature is 0", param="n")
     return sampling
+
+
+def fit_to_context(
+    sampling: Sampling, *, prompt_tokens: int, context_length: int, param: str
+) -> Sampling:
+    """Return `sampling` with `max_tokens` set, at most the room that the prompt leaves.
+
+    Larger limits are cut, as vLLM does it. Raises ContextLengthExceeded, naming the prompt's field
+    `param`, when there is no room for one token.
+    """
+    room = context_length - prompt_tokens
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt_tokens} tokens; the model's context is {context_length} "
+            "tokens, and at least one is needed for the answer",
+            param=param,
+        )
+    limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+    return msgspec.structs.replace(
+        sampling, max_tokens=limit, min_tokens=min(sampling.min_tokens, limit)
+    )
 
 
 def _invalid(text: str) -> InvalidRequest:

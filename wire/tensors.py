@@ -17,7 +17,6 @@ from runtime.errors import InternalError, InvalidRequest, Unsupported
 from wire.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 
 Array = npt.NDArray[Any]
-_Message = ModelInferRequest | ModelInferResponse
 _Header = ModelInferRequest.InferInputTensor | ModelInferResponse.InferOutputTensor
 
 

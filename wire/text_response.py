@@ -10,7 +10,7 @@ Triton's vLLM backend; the counts are of this response.
 import math
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -218,16 +218,6 @@ def _logprobs_json(tokens: Sequence[TokenText] | None) -> bytes:
             for token in tokens
         ]
     )
-
-
-class _Columns(NamedTuple):
-    """Per choice, what a response holds; shorter lists are outputs it lacks."""
-
-    texts: list[str]
-    finish: list[str]
-    ids: list[list[int]]
-    logprobs: list[list[TokenText] | None]
-    cumulative: list[float | None]
 
 
 def _read_choices(message: ModelInferResponse, tensors: dict[str, Tensor]) -> list[ChoiceDelta]:

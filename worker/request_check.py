@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from runtime.errors import ContextLengthExceeded, InvalidRequest
-from wire.sampling import Sampling, make_sampling
+from runtime.errors import InvalidRequest
+from wire.sampling import Sampling, fit_to_context, make_sampling
 from wire.tokens import TokenRequest
 from worker.engine import EngineInfo
 
@@ -40,19 +40,11 @@ def check_request(request: TokenRequest, info: EngineInfo) -> TokenRequest:
     token_ids = _token_ids(request.token_ids, "input_ids", info.vocab_size)
     if not token_ids:
         raise InvalidRequest("the prompt holds no token", param="input_ids")
-    room = info.context_length - len(token_ids)
-    if room < 1:
-        raise ContextLengthExceeded(
-            f"the prompt has {len(token_ids)} tokens and the model's context holds "
-            f"{info.context_length}, answer included",
-            param="input_ids",
-        )
-    sampling = _sampling(request.sampling, info)
-    wanted = sampling.max_tokens
-    sampling = msgspec.structs.replace(
-        sampling,
-        max_tokens=room if wanted is None else min(wanted, room),
-        min_tokens=min(sampling.min_tokens, room),
+    sampling = fit_to_context(
+        _sampling(request.sampling, info),
+        prompt_tokens=len(token_ids),
+        context_length=info.context_length,
+        param="input_ids",
     )
     return msgspec.structs.replace(
         request, token_ids=token_ids, sampling=sampling, **_identity(request, info)

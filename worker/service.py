@@ -13,14 +13,13 @@ from wire.cards import ModelCard
 from wire.frames import FRAMES_HEADER
 from wire.parameters import read_parameters
 from wire.pool import KSERVE
-from wire.text_schema import token_config, token_metadata
+from wire.text_schema import MODEL_VERSION, token_config, token_metadata
 from wire.token_contract import decode_token_request, encode_token_response
 from wire.tokens import TokenDelta, TokenRequest
 from worker.engine import Engine, EngineLoad
 from worker.flights import Flights
 from worker.token_stream import FrameStream, ResponseStream, merge
 
-MODEL_VERSION = "1"
 EXTENSIONS = ("model_configuration", "parameters")
 
 

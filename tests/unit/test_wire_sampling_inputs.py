@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.wire_requests import ask, refusal, request_of, sampling_json, sampling_of
 from wire.inference_pb2 import ModelInferRequest
-from wire.sampling import SAMPLING_FIELDS, Sampling, make_sampling
+from wire.sampling import Sampling, make_sampling
 from wire.sampling_inputs import ALIASES, FIELD_KINDS
 
 SAMPLES: dict[str, Any] = {
@@ -49,8 +49,8 @@ def as_parameter(value: Any) -> Any:
 
 
 def test_the_samples_here_know_every_field() -> None:
-    assert SAMPLES.keys() == SAMPLING_FIELDS
-    assert FIELD_KINDS.keys() == SAMPLING_FIELDS | {"lora_name"}
+    assert SAMPLES.keys() == set(Sampling.__struct_fields__)
+    assert FIELD_KINDS.keys() == set(Sampling.__struct_fields__) | {"lora_name"}
 
 
 @pytest.mark.parametrize("name", NAMES)
