@@ -110,7 +110,10 @@ class FrontendProcess:
 
         config = self._config
         self._status = StatusServer(
-            host=config.host, port=config.metrics_port, is_ready=lambda: self.ready
+            host=config.status_host,
+            port=config.metrics_port,
+            is_ready=lambda: self.ready,
+            prefix=config.metrics_prefix,
         )
         if not config.no_grpc:
             await self._start_grpc()

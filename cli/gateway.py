@@ -78,7 +78,10 @@ async def _run(config: GatewayProcessConfig) -> None:
             # The gateway holds no state, so that it is ready while it listens; the target's
             # readiness is at /ready of the HTTP front.
             status = StatusServer(
-                host=config.host, port=config.metrics_port, is_ready=lambda: not stop.requested
+                host=config.status_host,
+                port=config.metrics_port,
+                is_ready=lambda: not stop.requested,
+                prefix=config.metrics_prefix,
             )
             resources.callback(status.stop)
             bound: dict[str, object] = {"http": await http.start()}

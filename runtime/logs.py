@@ -22,9 +22,19 @@ def configure_logging(*, level: str, log_format: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    set_log_level(level)
+    logging.captureWarnings(True)
+
+
+def set_log_level(level: str) -> None:
+    """Set the level of our packages, at any time."""
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(level.upper())
-    logging.captureWarnings(True)
+
+
+def log_level() -> str:
+    """Return the level of our packages."""
+    return logging.getLevelName(logging.getLogger(_PACKAGES[0]).level).lower()
 
 
 class TextFormatter(logging.Formatter):

@@ -4,28 +4,36 @@ A thread, so that /live can say that the event loop hangs instead of hanging wit
 """
 
 import asyncio
+import ipaddress
+import logging
 import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+import msgspec
+from prometheus_client import REGISTRY, make_wsgi_app
 
 from runtime.errors import InvalidConfig
+from runtime.logs import LEVELS, log_level, set_log_level
+from runtime.metrics import EVENT_LOOP_LAG, PREFIX, Collecting, PrefixedRegistry
 
+_LOG = logging.getLogger(__name__)
 StartResponse = Callable[..., Any]
 _TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
+_JSON = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 
 
 class StatusServer:
-    """Serves /metrics, /live, /ready and /health (the same as /ready) on host:port.
+    """Serves /metrics, /live, /ready, /health and /log-level on host:port.
 
-    Each check answers 200 or 503. `is_ready` is called from other threads and must only read.
-    The process is live while the event loop that `start` is called on takes less than `hung_s`
-    seconds for a turn.
+    /live and /ready answer 200 or 503 in plain text; /health has the status of /ready and says as
+    JSON what `describe` returns. `is_ready` and `describe` are called from other threads and must
+    only read. The process is live while the event loop that `start` is called on takes less than
+    `hung_s` seconds for a turn. /log-level answers the level; PUT sets it, from this machine only.
     """
 
     def __init__(
@@ -34,13 +42,23 @@ class StatusServer:
         host: str,
         port: int,
         is_ready: Callable[[], bool],
+        describe: Callable[[], Mapping[str, Any]] = dict,
         hung_s: float = 60.0,
-        registry: CollectorRegistry = REGISTRY,
+        registry: Collecting = REGISTRY,
+        prefix: str = PREFIX,
     ) -> None:
         self._host, self._port = host, port
         self._pulse = LoopPulse(hung_s)
-        self._checks = {"/live": self._pulse.is_live, "/ready": is_ready, "/health": is_ready}
-        self._metrics = make_wsgi_app(registry)
+        self._is_ready, self._describe = is_ready, describe
+        # prometheus_client asks for its own class and uses nothing but `collect`.
+        shown: Any = PrefixedRegistry(registry, prefix)
+        self._pages: dict[str, Callable[..., Iterable[bytes]]] = {
+            "/metrics": make_wsgi_app(shown),
+            "/live": self._live,
+            "/ready": self._ready,
+            "/health": self._health,
+            "/log-level": _log_level,
+        }
         self._server: _Server | None = None
 
     def start(self) -> str:
@@ -70,21 +88,54 @@ class StatusServer:
             server.server_close()
 
     def _answer(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path == "/metrics":
-            body: Iterable[bytes] = self._metrics(environ, start)
-            return body
-        check = self._checks.get(path)
-        if check is None:
+        page = self._pages.get(environ.get("PATH_INFO", ""))
+        if page is None:
             start("404 Not Found", list(_TEXT))
-            return [b"not here: try /metrics, /live, /ready, /health\n"]
-        good = check()
-        start("200 OK" if good else "503 Service Unavailable", list(_TEXT))
-        return [b"ok\n" if good else b"not ready\n"]
+            return [f"not here: try {', '.join(self._pages)}\n".encode()]
+        return page(environ, start)
+
+    def _live(self, environ: dict[str, Any], start: StartResponse) -> list[bytes]:
+        return _check(self._pulse.is_live(), start)
+
+    def _ready(self, environ: dict[str, Any], start: StartResponse) -> list[bytes]:
+        return _check(self._is_ready(), start)
+
+    def _health(self, environ: dict[str, Any], start: StartResponse) -> list[bytes]:
+        ready = self._is_ready()
+        start(_status(ready), list(_JSON))
+        status = "ready" if ready else "not_ready"
+        about = {"status": status, "live": self._pulse.is_live(), **self._describe()}
+        return [msgspec.json.encode(about), b"\n"]
+
+
+def _check(good: bool, start: StartResponse) -> list[bytes]:
+    start(_status(good), list(_TEXT))
+    return [b"ok\n" if good else b"not ready\n"]
+
+
+def _status(good: bool) -> str:
+    return "200 OK" if good else "503 Service Unavailable"
+
+
+def _log_level(environ: dict[str, Any], start: StartResponse) -> list[bytes]:
+    if environ["REQUEST_METHOD"] in ("PUT", "POST"):
+        peer = ipaddress.ip_address(environ["REMOTE_ADDR"].partition("%")[0])
+        if not (getattr(peer, "ipv4_mapped", None) or peer).is_loopback:
+            start("403 Forbidden", list(_TEXT))
+            return [b"the level can be set from this machine only\n"]
+        length = min(int(environ.get("CONTENT_LENGTH") or 0), 64)
+        wanted = environ["wsgi.input"].read(length).decode("ascii", "replace").strip().lower()
+        if wanted not in LEVELS:
+            start("400 Bad Request", list(_TEXT))
+            return [f"level {wanted!r} is not one of: {', '.join(LEVELS)}\n".encode()]
+        set_log_level(wanted)
+        _LOG.warning("log level is now %s", wanted)
+    start("200 OK", list(_TEXT))
+    return [f"{log_level()}\n".encode()]
 
 
 class LoopPulse:
-    """Notes once a second that the event loop turns; `is_live` may be asked by any thread."""
+    """Looks once a second whether the event loop turns, and how late; any thread may ask."""
 
     def __init__(self, hung_s: float) -> None:
         self._hung_s = hung_s
@@ -93,9 +144,15 @@ class LoopPulse:
 
     def start(self) -> None:
         """Begin, on the running event loop."""
+        self._beat(None)
+
+    def _beat(self, due_s: float | None) -> None:
         self._beaten_at = time.monotonic()
-        period_s = min(1.0, self._hung_s / 4)
-        self._timer = asyncio.get_running_loop().call_later(period_s, self.start)
+        loop = asyncio.get_running_loop()
+        if due_s is not None:
+            EVENT_LOOP_LAG.observe(max(0.0, loop.time() - due_s))
+        due_s = loop.time() + min(1.0, self._hung_s / 4)
+        self._timer = loop.call_at(due_s, self._beat, due_s)
 
     def stop(self) -> None:
         """End. Idempotent."""

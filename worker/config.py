@@ -6,14 +6,12 @@ from pathlib import Path
 from runtime.config import argument, option
 from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig
-from runtime.logs import FORMATS, LEVELS
+from runtime.options import ProcessOptions
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
 ENGINES = ("vllm", "sim")
 _LEAST = {
-    "drain_timeout_s": 0,
-    "withdraw_wait_s": 0,
     "sim_speedup": 0,
     "sim_mean_answer_tokens": 0,
     "sim_block_size": 1,
@@ -26,7 +24,7 @@ _LEAST = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
+class WorkerConfig(ProcessOptions):
     """One worker process. vLLM's own engine arguments stand behind `--` and are no part of it."""
 
     model: str = argument(help="folder, GGUF file, Hugging Face id, or smollm2", metavar="MODEL")
@@ -34,21 +32,12 @@ class WorkerConfig:
     model_name: str | None = option(None, help="name to serve the model as (default: its own)")
     model_alias: tuple[str, ...] = option((), help="further name of the model; may be repeated")
     cache_dir: Path | None = option(None, help="where prepared models are kept")
-    host: str = option("127.0.0.1", help="address to listen on")
     grpc_port: int = option(8001, help="gRPC port; 0 picks a free one")
-    metrics_port: int = option(8002, help="port of metrics and health; 0 picks a free one")
     advertise_host: str | None = option(
         None, help="host that front doors reach this worker by (default: --host, or this host's)"
     )
     discovery: str = option("file", help="where the worker registers itself", choices=KINDS)
     discovery_path: str | None = option(None, help="folder of file discovery (default: the user's)")
-    ready_file: Path | None = option(None, help="file to write the addresses to once ready")
-    log_level: str = option("info", help="least level of log lines", choices=LEVELS)
-    log_format: str = option("text", help="form of log lines", choices=FORMATS)
-    drain_timeout_s: float = option(30.0, help="time for running requests on stop", unit="s")
-    withdraw_wait_s: float = option(
-        0.5, help="time for front doors to notice that the worker stops", unit="s"
-    )
     probe_interval_s: float = option(5.0, help="time between two probes of the engine", unit="s")
     probe_timeout_s: float = option(
         30.0, help="time after which a silent engine is taken for dead", unit="s"
@@ -72,6 +61,8 @@ class WorkerConfig:
     sim_hang_after_steps: int = option(0, help="simulator: step to hang in; 0 is never")
 
     def __post_init__(self) -> None:
+        """Raise InvalidConfig naming the field that is wrong."""
+        ProcessOptions.__post_init__(self)
         for name in ("probe_interval_s", "probe_timeout_s"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} must be above 0", param=name)
@@ -80,9 +71,6 @@ class WorkerConfig:
                 raise InvalidConfig(f"{name} must be at least {least}", param=name)
         if self.sim_context_length is not None and self.sim_context_length < 2:
             raise InvalidConfig("sim_context_length must be at least 2", param="sim_context_length")
-        for name in ("grpc_port", "metrics_port"):
-            if not 0 <= getattr(self, name) < 65536:
-                raise InvalidConfig(f"{name} must be in [0, 65535]", param=name)
 
     @property
     def sim(self) -> SimConfig:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import uvloop
 
 from runtime.errors import InvalidConfig
-from runtime.ports import require_free_ports
 from worker.config import WorkerConfig
 from worker.engine import Engine
 from worker.models import ResolvedModel, resolve_model
@@ -26,8 +25,7 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
     neither gRPC nor torch and runs no other thread; logging is configured. Raises ServingError
     when the worker cannot start.
     """
-    ports = {"grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
-    require_free_ports(config.host, ports)
+    config.require_free_ports()
     model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
     engine = build_engine(config, model, engine_arguments)
     # gRPC must not be imported before the engine's process is forked.

@@ -93,7 +93,10 @@ class WorkerProcess:
         self._collector = WorkerCollector(service, card.name)
         REGISTRY.register(self._collector)
         self._status = StatusServer(
-            host=config.host, port=config.metrics_port, is_ready=lambda: self.ready
+            host=config.status_host,
+            port=config.metrics_port,
+            is_ready=lambda: self.ready,
+            prefix=config.metrics_prefix,
         )
         status_url = self._status.start()
         instance = WorkerInstance(
