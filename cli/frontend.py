@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 # What is left to do on a connection once no request is in flight: sending the last bytes.
 _CLOSE_S = 2.0
+# For requests that clients sent before they heard that the ports are closed.
+_ON_THEIR_WAY_S = 0.2
 _READY_LOOK_S = 0.1
 
 
@@ -61,7 +63,8 @@ def frontend(argv: Sequence[str]) -> int:
 
 async def _run(config: FrontendConfig) -> None:
     stop = StopRequest()
-    with stop_on_signals(stop, hard_limit_s=config.drain_timeout_s + 30):
+    hard_limit_s = config.withdraw_wait_s + config.drain_timeout_s + 30
+    with stop_on_signals(stop, hard_limit_s=hard_limit_s):
         process = FrontendProcess(config, stop)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -70,7 +73,7 @@ async def _run(config: FrontendConfig) -> None:
                 _LOG.info("stopping: %s", await stop.wait())
                 announcing.cancel()
                 # Requests on their way need the fleet's tasks, so the group ends after this.
-                await run_stages(process.stop_stages())
+                await run_stages(process.stop_stages(tasks))
                 process.end_tasks()
         finally:
             await process.close()
@@ -87,11 +90,7 @@ class FrontendProcess:
         self._config = config
         self._stop = stop
         self._discovery = open_discovery(config.discovery, config.discovery_path)
-        settings = FrontDoorConfig(
-            router_policy=config.router_policy,
-            request_timeout_s=config.request_timeout_s,
-            expected_models=config.expect_model,
-        )
+        settings = FrontDoorConfig(**config.front_door(), expected_models=config.expect_model)
         self._door: FrontDoor = FrontDoor(settings, self._discovery)
         self._bound: dict[str, object] = {}
         self._grpc: GrpcServer | None = None
@@ -113,6 +112,7 @@ class FrontendProcess:
             host=config.status_host,
             port=config.metrics_port,
             is_ready=lambda: self.ready,
+            describe=self._door.describe,
             prefix=config.metrics_prefix,
         )
         if not config.no_grpc:
@@ -120,7 +120,7 @@ class FrontendProcess:
         if not config.no_http:
             await self._start_http()
         self._bound["metrics"] = self._status.start()
-        self._door.on_ready_change = lambda _: self._show_ready()
+        self._door.on_ready_change = self._show_ready
         self._door_task = tasks.create_task(self._door.run())
         _LOG.info("listening: %s", ", ".join(f"{k} {v}" for k, v in self._bound.items()))
 
@@ -140,20 +140,21 @@ class FrontendProcess:
             await asyncio.sleep(_READY_LOOK_S)
         return self._door.model_names()
 
-    def stop_stages(self) -> list[Stage]:
-        """The ordered stop: unready, drain, close the fronts."""
-        drain_s = self._config.drain_timeout_s
-        stages = [
+    def stop_stages(self, tasks: asyncio.TaskGroup) -> list[Stage]:
+        """The ordered stop: unready, closed to the new, drained, given up, closed."""
+        drain_s, wait_s = self._config.drain_timeout_s, self._config.withdraw_wait_s
+        return [
             Stage(name="readiness", action=self._withdraw),
-            Stage(name="requests", action=self._drain, limit_s=drain_s),
+            Stage(
+                name="load balancers",
+                action=lambda: asyncio.sleep(wait_s),
+                limit_s=wait_s + _CLOSE_S,
+            ),
+            Stage(name="new requests", action=lambda: self._refuse_new(tasks)),
+            Stage(name="running requests", action=self._drain, limit_s=drain_s),
+            Stage(name="leftovers", action=self._give_up),
+            Stage(name="fronts", action=self._stop_fronts),
         ]
-        if self._http is not None:
-            http = self._http
-            stages.append(Stage(name="HTTP", action=lambda: http.stop(_CLOSE_S)))
-        if self._grpc is not None:
-            grpc = self._grpc
-            stages.append(Stage(name="gRPC", action=lambda: grpc.stop(_CLOSE_S)))
-        return stages
 
     def end_tasks(self) -> None:
         """Cancel what follows the fleet."""
@@ -201,9 +202,13 @@ class FrontendProcess:
         self._bound["http"] = await self._http.start()
 
     def _show_ready(self) -> None:
-        if self._grpc is not None:
-            for name in ("", *(service.name for service in self._door.services)):
-                self._grpc.set_serving(name, self.ready)
+        if self._grpc is None:
+            return
+        stopping = self._stop.requested
+        readiness = self._door.readiness()
+        readiness |= {service.name: readiness[""] for service in self._door.services}
+        for name, ready in readiness.items():
+            self._grpc.set_serving(name, ready and not stopping)
 
     async def _withdraw(self) -> None:
         from runtime.ready_file import remove_ready_file
@@ -212,7 +217,28 @@ class FrontendProcess:
             remove_ready_file(self._config.ready_file)
         self._show_ready()
 
-    async def _drain(self) -> None:
+    async def _refuse_new(self, tasks: asyncio.TaskGroup) -> None:
+        """Close the ports first: a request that is on its way is still taken."""
+        limit_s = self._config.drain_timeout_s + _CLOSE_S
+        if self._http is not None:
+            self._http.refuse_new()
+        if self._grpc is not None:
+            tasks.create_task(self._grpc.refuse_new(limit_s))
+        await asyncio.sleep(_ON_THEIR_WAY_S)
         self._door.drain()
+
+    async def _drain(self) -> None:
         log_waiting(self._door.in_flight, self._config.drain_timeout_s)
         await self._door.wait_idle()
+
+    async def _give_up(self) -> None:
+        if self._door.in_flight:
+            _LOG.warning("giving up %d requests that still run", self._door.in_flight)
+            self._door.give_up()
+
+    async def _stop_fronts(self) -> None:
+        async with asyncio.TaskGroup() as closing:
+            if self._http is not None:
+                closing.create_task(self._http.stop(_CLOSE_S))
+            if self._grpc is not None:
+                closing.create_task(self._grpc.stop(_CLOSE_S))

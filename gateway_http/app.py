@@ -1,7 +1,6 @@
 """The HTTP front: OpenAI's endpoints over any Backend. Translates and calls; decides nothing."""
 
 import time
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -20,9 +19,11 @@ from gateway_http.errors import error_response, http_error_response, known_error
 from gateway_http.exchange import EXCHANGE, GatewayApp
 from gateway_http.generation import GenerationResponse
 from gateway_http.intake import read_json_body
-from gateway_http.openai import Origin, chat_request, completion_requests, decode_body
+from gateway_http.openai import chat_request, completion_requests, decode_body
+from gateway_http.origin import origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
 from runtime.errors import ModelNotFound, ServingError
+from runtime.request_record import record_refusal
 from wire.cards import ModelCard
 from wire.generate import Backend, GenerateRequest
 
@@ -35,7 +36,16 @@ def create_app(
     app.set_common_headers(config.headers)
 
     async def on_serving_error(request: Request, failure: Exception) -> Response:
-        shown = known_error(failure, request_id=request.scope[EXCHANGE].request_id)
+        exchange = request.scope[EXCHANGE]
+        shown = known_error(failure, request_id=exchange.request_id)
+        if exchange.endpoint:
+            record_refusal(
+                request_id=exchange.request_id,
+                endpoint=exchange.endpoint,
+                outcome=shown.reason,
+                detail=shown.message,
+                now=time.monotonic(),
+            )
         return error_response(shown, config.retry_after_s)
 
     app.add_exception_handler(ServingError, on_serving_error)
@@ -74,21 +84,17 @@ def _add_generation(app: FastAPI, backend: Backend, config: GatewayConfig) -> No
             retry_after_s=config.retry_after_s,
         )
 
-    def origin(kind: str) -> Origin:
-        limit = config.request_timeout_s
-        deadline = None if limit is None else time.monotonic() + limit
-        return Origin(request_id=f"{kind}-{uuid.uuid4().hex}", timeout_s=limit, deadline_s=deadline)
-
     async def chat_completions(request: Request) -> Response:
+        source = origin_of(request, "chatcmpl", config.request_timeout_s)
         data = await read_json_body(request, config.max_body_bytes)
         body = decode_body(data, ChatCompletionRequest)
-        asked = chat_request(body, origin("chatcmpl"))
+        asked = chat_request(body, source)
         return answer(body, [asked], asked.request_id, asked.sampling.logprobs)
 
     async def completions(request: Request) -> Response:
+        source = origin_of(request, "cmpl", config.request_timeout_s)
         data = await read_json_body(request, config.max_body_bytes)
         body = decode_body(data, CompletionRequest)
-        source = origin("cmpl")
         asked = completion_requests(body, source, max_prompts=config.max_prompts)
         return answer(body, asked, source.request_id, body.logprobs)
 

@@ -21,9 +21,13 @@ _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}")
 
 
 class Exchange:
-    """What the layers of one request share. `send` is the server's own, without layers between."""
+    """What the layers of one request share. `send` is the server's own, without layers between.
 
-    __slots__ = ("first_delta_s", "headers", "request_id", "send", "started_s", "status")
+    `endpoint` is the path of a generation that has not been handed to the backend: until then
+    nobody else accounts for it.
+    """
+
+    __slots__ = ("endpoint", "headers", "request_id", "send", "started_s", "status")
 
     def __init__(self, send: Send, request_id: str, common: list[tuple[bytes, bytes]]) -> None:
         self.send = send
@@ -31,12 +35,7 @@ class Exchange:
         self.headers = [(b"x-request-id", request_id.encode()), *common]
         self.status = 0
         self.started_s = time.monotonic()
-        self.first_delta_s: float | None = None
-
-    def mark_first_delta(self) -> None:
-        """Note the time to the first token."""
-        if self.first_delta_s is None:
-            self.first_delta_s = time.monotonic() - self.started_s
+        self.endpoint = ""
 
 
 def request_id_of(scope: Scope) -> str:
@@ -91,5 +90,3 @@ def _record(scope: Scope, exchange: Exchange) -> None:
     endpoint = getattr(scope.get("route"), "path", "other")
     metrics.REQUESTS.labels(endpoint, str(exchange.status or CLIENT_GONE)).inc()
     metrics.DURATION.labels(endpoint).observe(time.monotonic() - exchange.started_s)
-    if exchange.first_delta_s is not None:
-        metrics.FIRST_DELTA.labels(endpoint).observe(exchange.first_delta_s)

@@ -69,6 +69,7 @@ class GenerationResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer over the server's own `send`: the layers between would cost on every chunk."""
         exchange: Exchange = scope[EXCHANGE]
+        exchange.endpoint = ""
         kind = _StreamWriter if self._stream else _BodyWriter
         writer = kind(self._answer, exchange, self._retry_after_s)
         try:
@@ -90,7 +91,6 @@ class GenerationResponse(Response):
         try:
             async with aclosing(source):
                 async for prompt, delta in source:
-                    exchange.mark_first_delta()
                     await writer.write(prompt, delta)
             if not writer.complete:
                 raise InternalError("the backend ended a request without its final delta")
@@ -126,7 +126,7 @@ class _BodyWriter:
 
     async def fail(self, error: ServingError) -> None:
         if not self.complete:
-            headers = error_headers(error.http_status, self._retry_after_s)
+            headers = error_headers(error, self._retry_after_s)
             await self._send(error.http_status, error_json(error), headers)
 
     async def _send(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -161,7 +161,7 @@ class _StreamWriter:
         if self._exchange.status:
             await self._send({"type": "http.response.body", "body": error_event(error)})
         else:
-            headers = error_headers(error.http_status, self._retry_after_s)
+            headers = error_headers(error, self._retry_after_s)
             await send_whole(self._exchange, error.http_status, error_json(error), headers)
 
     async def _start(self) -> None:

@@ -70,6 +70,7 @@ class HttpServer:
         self._reuse_port = reuse_port
         self._state = ServerState()
         self._listener: asyncio.Server | None = None
+        self._stopped = False
         self._clock: asyncio.TimerHandle | None = None
         self._config = uvicorn.Config(
             app,
@@ -102,18 +103,24 @@ class HttpServer:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{listening.getsockname()[1]}"
 
+    def refuse_new(self) -> None:
+        """Close the port and idle connections; running requests go on. Idempotent."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            for connection in list(self._state.connections):
+                connection.shutdown()
+
     async def stop(self, drain_s: float) -> None:
         """Refuse new connections, let requests finish for `drain_s` seconds, cancel the rest.
 
         Returns when every request's task has ended (a task that resists its cancellation is given
         5 s), so that what they use can be closed. Idempotent.
         """
-        if self._listener is None:
+        if self._stopped:
             return
-        self._listener.close()
-        self._listener = None
-        for connection in list(self._state.connections):
-            connection.shutdown()
+        self._stopped = True
+        self.refuse_new()
         await self._wait_idle(drain_s)
         if self._state.tasks:
             log.warning("%d requests ran past the drain limit: cancelled", len(self._state.tasks))

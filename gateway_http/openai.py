@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
+from gateway_http.origin import Origin
 from gateway_http.schema import (
     HARMLESS,
     SHARED_WITH_SAMPLING,
@@ -28,15 +28,6 @@ _Body = TypeVar("_Body", bound=GenerationBody)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (ChatCompletionRequest, CompletionRequest)
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """What a request brings besides its body. `deadline_s` is in `time.monotonic` seconds."""
-
-    request_id: str
-    timeout_s: float | None = None
-    deadline_s: float | None = None
 
 
 def decode_body(data: bytes, kind: type[_Body]) -> _Body:
@@ -100,6 +91,8 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         cache_salt=body.cache_salt,
         timeout_s=origin.timeout_s,
         deadline_s=origin.deadline_s,
+        endpoint=origin.endpoint,
+        traceparent=origin.traceparent,
     )
 
 
@@ -127,6 +120,8 @@ def completion_requests(
             cache_salt=body.cache_salt,
             timeout_s=origin.timeout_s,
             deadline_s=origin.deadline_s,
+            endpoint=origin.endpoint,
+            traceparent=origin.traceparent,
         )
         for place, prompt in enumerate(prompts)
     ]

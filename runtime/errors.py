@@ -138,12 +138,21 @@ class Draining(ServingError):
 
 
 class Overloaded(ServingError):
-    """A limit on queued or running work is reached; try again later."""
+    """A limit on queued or running work is reached; try again, in `retry_after_s` if it is known.
+
+    HTTP says so with Retry-After, gRPC with grpc-retry-pushback-ms in the trailing metadata.
+    """
 
     code = Code.RESOURCE_EXHAUSTED
     http_status = 429
     openai_type = "rate_limit_error"
     reason = "overloaded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(ServingError):
@@ -153,6 +162,14 @@ class DeadlineExceeded(ServingError):
     http_status = 504
     openai_type = "timeout_error"
     reason = "deadline_exceeded"
+
+
+class Stalled(ServingError):
+    """The worker brought no token for longer than the limit; the request was given up."""
+
+    code = Code.DEADLINE_EXCEEDED
+    http_status = 504
+    reason = "stalled"
 
 
 class Cancelled(ServingError):

@@ -5,10 +5,12 @@ from urllib.parse import quote
 
 import grpc
 
-from runtime.errors import ServingError, from_status
+from runtime.errors import Overloaded, ServingError, from_status
 
 REASON_KEY = "penstock-reason"
 PARAM_KEY = "penstock-param"
+# gRFC A6: when a client that retries shall do so.
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # A client's limit for all response headers is 8 KiB by default, and the text travels
 # percent-encoded in them: beyond it the client sees a transport error in place of ours.
 _MESSAGE_BYTES = 4096
@@ -22,6 +24,8 @@ def status_of(error: ServingError) -> tuple[grpc.StatusCode, str, tuple[tuple[st
     trailing = [(REASON_KEY, error.reason)]
     if error.param:
         trailing.append((PARAM_KEY, _header_text(error.param)))
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        trailing.append((PUSHBACK_KEY, str(error.retry_after_s * 1000)))
     return _STATUS[int(error.code)], _details_text(error.message), tuple(trailing)
 
 

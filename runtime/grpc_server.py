@@ -105,6 +105,15 @@ class GrpcServer:
         """Set a grpc.health.v1 status; "" is the whole server."""
         self._health.set_serving(service, serving)
 
+    async def refuse_new(self, limit_s: float) -> None:
+        """Close the port to new rpcs and let the running ones go on; `stop` must follow.
+
+        Clients are told (GOAWAY) and go elsewhere. Returns when no rpc runs, or after `limit_s`
+        seconds, when those that are left are cancelled.
+        """
+        if self._server is not None:
+            await self._server.stop(limit_s)
+
     async def stop(self, drain_s: float) -> None:
         """Refuse new rpcs, give running ones `drain_s` seconds, then end them.
 

@@ -11,7 +11,10 @@ import msgspec
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 # Given as `extra={"request_id": ...}`; the same names in both formats.
-FIELDS = ("request_id", "model", "worker")
+FIELDS = (
+    "request_id", "endpoint", "principal", "model", "worker", "outcome", "input_tokens",
+    "cached_tokens", "output_tokens", "queued_s", "first_token_s", "duration_s", "detail",
+)  # fmt: skip
 _PACKAGES = ("cli", "gateway_http", "server", "worker", "router", "wire", "runtime")
 
 
@@ -46,7 +49,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Append the known fields to the message."""
-        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        fields = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
         return super().formatMessage(record) + fields
 
 
@@ -58,7 +61,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         seconds = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
-        entry: dict[str, str] = {
+        entry: dict[str, Any] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -82,6 +85,11 @@ def child_line(name: str, line: str, log_format: str) -> str:
     return msgspec.json.encode(entry | {"process": name}).decode()
 
 
-def _fields(record: logging.LogRecord) -> dict[str, str]:
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
     found = {name: getattr(record, name, None) for name in FIELDS}
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _plain(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() and " " not in text else repr(text)

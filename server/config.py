@@ -11,13 +11,24 @@ class FrontDoorConfig:
     """Settings of the front door's data plane; times in seconds, 0 = no limit.
 
     `expected_models` are known before they have a worker: who asks for one is told to come back,
-    not that there is no such model.
+    not that there is no such model. `max_in_flight` counts requests of all models,
+    `worker_concurrency` sequences of one model per ready worker of it; beyond them up to
+    `queue_limit` requests per model wait, at most `queue_timeout_s`. `max_tokens_limit` and
+    `max_choices` bound what one request may ask for.
     """
 
     router_policy: str = "round-robin"
     request_timeout_s: float = 0.0
+    first_token_timeout_s: float = 0.0
+    token_timeout_s: float = 0.0
     connect_retry_max_s: float = 2.0
     expected_models: tuple[str, ...] = ()
+    max_in_flight: int = 0
+    worker_concurrency: int = 0
+    queue_limit: int = 0
+    queue_timeout_s: float = 0.0
+    max_tokens_limit: int = 0
+    max_choices: int = 128
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
@@ -26,6 +37,17 @@ class FrontDoorConfig:
                 f"router_policy must be one of {', '.join(POLICIES)}, got {self.router_policy!r}",
                 param="router_policy",
             )
-        for name in ("request_timeout_s", "connect_retry_max_s"):
-            if getattr(self, name) < 0:
+        for name, value in (
+            ("request_timeout_s", self.request_timeout_s),
+            ("first_token_timeout_s", self.first_token_timeout_s),
+            ("token_timeout_s", self.token_timeout_s),
+            ("connect_retry_max_s", self.connect_retry_max_s),
+            ("max_in_flight", self.max_in_flight),
+            ("worker_concurrency", self.worker_concurrency),
+            ("queue_limit", self.queue_limit),
+            ("queue_timeout_s", self.queue_timeout_s),
+            ("max_tokens_limit", self.max_tokens_limit),
+            ("max_choices", self.max_choices),
+        ):
+            if not value >= 0:
                 raise InvalidConfig(f"{name} must not be negative", param=name)

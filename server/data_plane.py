@@ -5,38 +5,31 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
-
-import msgspec
 
 from router.router import RouteRequest
 from runtime.errors import (
     DeadlineExceeded,
     Draining,
     ModelNotReady,
+    Overloaded,
     ServingError,
+    Stalled,
+    WorkerLost,
     shown_error,
 )
+from runtime.request_record import OK, QUEUED, RequestRecord
+from server.admission import Places
 from server.config import FrontDoorConfig
 from server.fleet import Fleet, ServedModel
+from server.flight import Flight, token_request
 from server.generation import Generation
+from server.limits import deadline_of, stall_of, within_limits
+from server.metrics import DECISIONS, RETRIES
 from server.text.codec import EncodedPrompt
-from server.worker_link import WorkerLink
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
-from wire.sampling import fit_to_context
-from wire.tokens import TokenRequest
 
-
-@dataclass(slots=True)
-class _Flight:
-    """Where a running generation is."""
-
-    model: ServedModel
-    key: str
-    timer: asyncio.TimerHandle | None = None
-    link: WorkerLink | None = None
-    slot: int = -1
+_STALL_LOOK_S = 0.5
 
 
 class DataPlane:
@@ -48,20 +41,36 @@ class DataPlane:
         self._fleet = fleet
         self._config = config
         self._text_threads = text_threads
-        self._flights: dict[Generation, _Flight] = {}
-        self._draining = False
+        self._flights: dict[Generation, Flight] = {}
+        self._places: dict[str, Places[Generation]] = {}
         self._keys = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._giving_up = False
+        self._filling = False
+        self.draining = False
+        fleet.on_workers_change = self._workers_changed
 
     @property
     def in_flight(self) -> int:
         """Requests admitted and not over."""
         return len(self._flights)
 
+    @property
+    def queued(self) -> int:
+        """Requests among them that wait for a place."""
+        return sum(places.waiting for places in list(self._places.values()))
+
     def drain(self) -> None:
         """Refuse new requests from now on."""
-        self._draining = True
+        self.draining = True
+
+    def fail_all(self, error: ServingError) -> None:
+        """End every running request with `error`."""
+        self._giving_up = True
+        for generation in list(self._flights):
+            generation.fail(error)
 
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
@@ -70,38 +79,22 @@ class DataPlane:
     def begin(self, request: GenerateRequest) -> Generation:
         """Admit a request; raises ServingError when it cannot be admitted.
 
-        Short prompts reach their worker before this returns. Later failures come from the
-        generation's `take`.
+        A short prompt that need not wait reaches its worker before this returns. Later failures
+        come from the generation's `take`.
         """
-        if self._draining:
-            raise Draining("the server is stopping and takes no new requests")
-        model = self._fleet.model(request.model)
-        if not model.ready:
-            raise ModelNotReady(f"model {request.model!r} has no ready worker", param="model")
-        generation = Generation(request, self)
-        deadline_s = self._deadline(request)
-        loop = asyncio.get_running_loop()
-        flight = _Flight(model, key=str(next(self._keys)))  # clients may repeat their ids
-        if deadline_s is not None:
-            # loop.time() is time.monotonic() on asyncio and uvloop.
-            delay = deadline_s - time.monotonic()
-            if delay <= 0:
-                raise DeadlineExceeded("the deadline passed before the request began")
-            flight.timer = loop.call_later(delay, self._expire, generation)
-        self._flights[generation] = flight
-        self._idle.clear()
+        record = RequestRecord(
+            request_id=request.request_id, endpoint=request.endpoint, started_s=time.monotonic()
+        )
         try:
-            if model.codec.is_long(request):
-                encode = model.codec.encode_request
-                future = loop.run_in_executor(self._text_threads, encode, request)
-                future.add_done_callback(lambda done: self._encoded(generation, done))
-                return generation
-            self._dispatch(generation, flight, model.codec.encode_request(request))
-        except BaseException:
-            generation.ended = True
-            self.release(generation, cancel=True)
+            model = self._admit(request, record)
+            request = within_limits(request, self._config)
+            deadline_s = deadline_of(request, self._config, record.started_s)
+            if deadline_s is not None and deadline_s <= record.started_s:
+                raise DeadlineExceeded("the deadline passed before the request began")
+        except ServingError as error:
+            record.end(error.reason, time.monotonic(), error.message)
             raise
-        return generation
+        return self._enter(Generation(request, self, record), model, deadline_s)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Run one request; closing the iterator cancels it."""
@@ -127,34 +120,145 @@ class DataPlane:
         """Whether `model` has a worker, or without a name any model."""
         return self._fleet.is_ready() if model is None else self._fleet.model(model).ready
 
-    def release(self, generation: Generation, *, cancel: bool) -> None:
-        """Free the generation's worker slot, timer and place in the router."""
+    def release(
+        self, generation: Generation, *, cancel: bool, error: ServingError | None = None
+    ) -> None:
+        """Free the generation's timers, place, worker slot; account for how it ended."""
         flight = self._flights.pop(generation, None)
         if flight is None:
             return
-        if flight.timer is not None:
-            flight.timer.cancel()
+        flight.cancel_timers()
         if flight.link is not None:
             if cancel:
                 flight.link.cancel(flight.slot)
             else:
                 flight.link.finished(flight.slot)
             flight.model.router.finished(flight.key, time.monotonic())
+        outcome, detail = (OK, None) if error is None else (error.reason, error.message)
+        flight.record.end(outcome, time.monotonic(), detail)
+        self._leave(generation, flight.model)
         if not self._flights:
             self._idle.set()
 
     def lost(self, generation: Generation, error: ServingError) -> bool:
-        """The worker failed the request: nobody takes over yet, so the error stands."""
+        """The worker failed the request: before its first token another one may take it."""
+        flight = self._flights.get(generation)
+        if (
+            flight is None
+            or flight.link is None
+            or flight.prompt is None
+            or flight.record.first_s is not None
+            or self._giving_up
+            or not isinstance(error, WorkerLost | Draining)
+        ):
+            return False
+        flight.failed_workers |= {flight.link.instance.instance_id}
+        flight.link = None
+        flight.model.router.finished(flight.key, time.monotonic())
+        try:
+            self._send(generation, flight, flight.prompt)
+        except ServingError:
+            return False
+        RETRIES.labels(flight.record.model).inc()
+        return True
+
+    def _admit(self, request: GenerateRequest, record: RequestRecord) -> ServedModel:
+        if self.draining:
+            raise Draining("the server is stopping and takes no new requests")
+        model = self._fleet.model(request.model)
+        record.model = model.card.name
+        if not model.ready:
+            raise ModelNotReady(f"model {request.model!r} has no ready worker", param="model")
+        if self._config.max_in_flight and len(self._flights) >= self._config.max_in_flight:
+            raise Overloaded(f"{len(self._flights)} requests are in flight; try again later")
+        return model
+
+    def _enter(
+        self, generation: Generation, model: ServedModel, deadline_s: float | None
+    ) -> Generation:
+        record = generation.record
+        flight = Flight(model, key=str(next(self._keys)), record=record)
+        self._flights[generation] = flight
+        self._idle.clear()
+        record.admitted(model.card.name)
+        if deadline_s is not None:
+            late = DeadlineExceeded("the deadline passed before the final response")
+            self._fail_later(generation, flight, deadline_s - record.started_s, late)
+        try:
+            if self._takes_place(generation, flight):
+                self._start(generation, flight)
+        except BaseException as error:
+            generation.ended = True
+            shown = error if isinstance(error, ServingError) else None
+            self.release(generation, cancel=True, error=shown or ServingError("not started"))
+            raise
+        return generation
+
+    def _takes_place(self, generation: Generation, flight: Flight) -> bool:
+        config = self._config
+        if not config.worker_concurrency:
+            return True
+        name = flight.model.card.name
+        places = self._places.get(name)
+        if places is None:
+            model = flight.model
+            places = self._places[name] = Places(
+                lambda: len(model.links) * config.worker_concurrency, config.queue_limit
+            )
+        request = generation.request
+        if places.enter(generation, sequences=request.sampling.n, priority=request.priority):
+            return True
+        QUEUED.labels(name).set(places.waiting)
+        if config.queue_timeout_s:
+            late = Overloaded(f"no place became free within {config.queue_timeout_s:g} s")
+            self._fail_later(generation, flight, config.queue_timeout_s, late, while_queued=True)
         return False
 
-    def _deadline(self, request: GenerateRequest) -> float | None:
-        limits = [request.deadline_s] if request.deadline_s is not None else []
-        limits += [
-            time.monotonic() + seconds
-            for seconds in (request.timeout_s, self._config.request_timeout_s or None)
-            if seconds is not None
-        ]
-        return min(limits, default=None)
+    def _leave(self, generation: Generation, model: ServedModel) -> None:
+        places = self._places.get(model.card.name)
+        if places is not None:
+            places.leave(generation)
+            self._fill(places, model)
+
+    def _fill(self, places: Places[Generation], model: ServedModel) -> None:
+        if self._filling:
+            return  # a request that fails at its start leaves: the loop below goes on
+        self._filling = True
+        try:
+            while (generation := places.next()) is not None:
+                self._start_queued(generation)
+        finally:
+            self._filling = False
+        QUEUED.labels(model.card.name).set(places.waiting)
+
+    def _start_queued(self, generation: Generation) -> None:
+        flight = self._flights[generation]
+        flight.record.queued_s = time.monotonic() - flight.record.started_s
+        try:
+            self._start(generation, flight)
+        except Exception as error:  # noqa: BLE001 - nobody else would end this request
+            generation.fail(shown_error(error, where="starting a queued request"))
+
+    def _workers_changed(self, model: ServedModel) -> None:
+        """More workers are more places; without any nobody shall wait."""
+        places = self._places.get(model.card.name)
+        if places is None:
+            return
+        if model.ready:
+            self._fill(places, model)
+            return
+        name = model.card.name
+        for generation in places.everyone_waiting():
+            generation.fail(ModelNotReady(f"model {name!r} has no ready worker", param="model"))
+
+    def _start(self, generation: Generation, flight: Flight) -> None:
+        codec, request = flight.model.codec, generation.request
+        if codec.is_long(request):
+            loop = asyncio.get_running_loop()
+            future = loop.run_in_executor(self._text_threads, codec.encode_request, request)
+            future.add_done_callback(lambda done: self._encoded(generation, done))
+        else:
+            self._dispatch(generation, flight, codec.encode_request(request))
 
     def _encoded(self, generation: Generation, done: "asyncio.Future[EncodedPrompt]") -> None:
         flight = self._flights.get(generation)
@@ -165,45 +269,65 @@ class DataPlane:
         except Exception as error:  # noqa: BLE001 - nobody else would end this request
             generation.fail(shown_error(error, where="encoding a prompt"))
 
-    def _dispatch(self, generation: Generation, flight: _Flight, prompt: EncodedPrompt) -> None:
-        request = generation.request
-        tokens = token_request(request, prompt, flight.model.card)
+    def _dispatch(self, generation: Generation, flight: Flight, prompt: EncodedPrompt) -> None:
+        generation.begin(flight.model.codec, prompt)
+        flight.prompt = prompt
+        self._send(generation, flight, prompt)
+
+    def _send(self, generation: Generation, flight: Flight, prompt: EncodedPrompt) -> None:
+        request, model, name = generation.request, flight.model, flight.record.model
+        tokens = token_request(request, prompt, model.card)
         route = RouteRequest(
             request_id=flight.key,
             token_ids=prompt.token_ids,
             lora_name=request.lora_name,
             session_id=request.session_id,
+            exclude=flight.failed_workers,
         )
-        choice = flight.model.router.choose(route, time.monotonic())
+        now = time.monotonic()
+        choice = model.router.choose(route, now)
         if choice is None:
             raise ModelNotReady(f"model {request.model!r} has no ready worker", param="model")
-        generation.begin(flight.model.codec, prompt)
-        link = flight.model.links[choice.worker_id]
-        flight.slot = link.submit(tokens, generation)
-        flight.link = link
-        flight.model.router.started(route, choice, time.monotonic())
+        flight.slot = model.links[choice.worker_id].submit(tokens, generation)
+        flight.link = model.links[choice.worker_id]
+        flight.sent_s = now
+        flight.record.worker = choice.worker_id
+        model.router.started(route, choice, now)
+        DECISIONS.labels(name, choice.worker_id, self._config.router_policy).inc()
+        self._watch_for_stalls()
 
-    def _expire(self, generation: Generation) -> None:
-        generation.fail(DeadlineExceeded("the deadline passed before the final response"))
+    def _fail_later(
+        self,
+        generation: Generation,
+        flight: Flight,
+        delay_s: float,
+        error: ServingError,
+        *,
+        while_queued: bool = False,
+    ) -> None:
+        def fail() -> None:
+            if not (while_queued and flight.record.queued_s is not None):
+                generation.fail(error)
 
+        flight.timers.append(asyncio.get_running_loop().call_later(delay_s, fail))
 
-def token_request(request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard) -> TokenRequest:
-    """Build the worker's request; raises ContextLengthExceeded when the prompt leaves no room."""
-    fields = ("messages", "prompt_token_ids")
-    sampling = fit_to_context(
-        request.sampling,
-        prompt_tokens=len(prompt.token_ids),
-        context_length=card.context_length,
-        param=next((it for it in fields if getattr(request, it) is not None), "prompt"),
-    )
-    # Stop strings are the front door's; the worker handles tokens only.
-    sampling = msgspec.structs.replace(sampling, stop=())
-    return TokenRequest(
-        request_id=request.request_id,
-        token_ids=prompt.token_ids,
-        sampling=sampling,
-        lora_name=request.lora_name,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        session_id=request.session_id,
-    )
+    def _watch_for_stalls(self) -> None:
+        limits = [self._config.first_token_timeout_s, self._config.token_timeout_s]
+        if self._stall_timer is None and any(limits):
+            look_s = min(_STALL_LOOK_S, *(limit / 4 for limit in limits if limit))
+            loop = asyncio.get_running_loop()
+            self._stall_timer = loop.call_later(look_s, self._end_stalled)
+
+    def _end_stalled(self) -> None:
+        self._stall_timer = None
+        now = time.monotonic()
+        for generation, flight in list(self._flights.items()):
+            record = flight.record
+            why = flight.link and stall_of(
+                self._config, sent_s=flight.sent_s, first_s=record.first_s, last_s=record.last_s,
+                now=now,
+            )  # fmt: skip
+            if why:
+                generation.fail(Stalled(f"worker {record.worker} is stuck: {why}"))
+        if self._flights:
+            self._watch_for_stalls()

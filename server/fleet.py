@@ -13,6 +13,7 @@ from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
 from runtime.errors import ModelNotFound, ModelNotReady, shown_error
 from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
+from server.metrics import CONNECTED, forget_worker
 from server.text.codec import TextCodec
 from server.worker_link import WorkerLink
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
@@ -37,15 +38,19 @@ class ServedModel:
 
 
 class Fleet:
-    """All models and workers of this front door. `on_ready_change` gets the overall readiness."""
+    """All models and workers of this front door.
+
+    `on_ready_change` is called when a model, or all together, may have become ready or not;
+    `on_workers_change` with a model that has gained or lost a worker.
+    """
 
     def __init__(self, config: FrontDoorConfig, discovery: Discovery) -> None:
-        self.on_ready_change: Callable[[bool], None] | None = None
+        self.on_ready_change: Callable[[], None] | None = None
+        self.on_workers_change: Callable[[ServedModel], None] | None = None
         self._config = config
         self._discovery = discovery
         self._models: dict[str, ServedModel] = {}
         self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
-        self._was_ready = False
         self._synced = asyncio.Event()
 
     def models(self) -> list[ServedModel]:
@@ -73,6 +78,11 @@ class Fleet:
     def is_ready(self) -> bool:
         """Whether at least one model has a worker."""
         return any(model.ready for model in self._models.values())
+
+    def links_of(self, model: ServedModel) -> list[WorkerLink]:
+        """The links to a model's workers, connected or not; may be called by any thread."""
+        links = [link for link, _ in list(self._links.values())]
+        return [link for link in links if link.instance.card.name == model.card.name]
 
     async def wait_synced(self) -> None:
         """Wait until the first snapshot of discovery has been read."""
@@ -129,6 +139,7 @@ class Fleet:
         if instance_id in self._links:
             log.info("worker %s has left", instance_id)
             link, task = self._links.pop(instance_id)
+            forget_worker(link.instance.card.name, instance_id, self._config.router_policy)
             if not link.retire():
                 task.cancel()
 
@@ -154,8 +165,8 @@ class Fleet:
         else:
             model.links.pop(worker_id, None)
             model.router.observe(WorkerLeft(worker_id))
-        ready = self.is_ready()
-        if ready != self._was_ready:
-            self._was_ready = ready
-            if self.on_ready_change is not None:
-                self.on_ready_change(ready)
+        CONNECTED.labels(model.card.name).set(len(model.links))
+        if self.on_workers_change is not None:
+            self.on_workers_change(model)
+        if self.on_ready_change is not None:
+            self.on_ready_change()

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
 
 from runtime.discovery import Discovery
+from runtime.errors import Draining
 from runtime.rpc import Service
 from server.config import FrontDoorConfig
 from server.data_plane import DataPlane
-from server.fleet import Fleet
+from server.fleet import Fleet, ServedModel
 from server.kserve import KServeService
 from wire.generate import Backend
 
@@ -28,12 +31,12 @@ class FrontDoor:
         return self._plane.in_flight
 
     @property
-    def on_ready_change(self) -> Callable[[bool], None] | None:
-        """Called with the new state whenever readiness changes."""
+    def on_ready_change(self) -> Callable[[], None] | None:
+        """Called whenever the readiness of a model may have changed."""
         return self._fleet.on_ready_change
 
     @on_ready_change.setter
-    def on_ready_change(self, callback: Callable[[bool], None] | None) -> None:
+    def on_ready_change(self, callback: Callable[[], None] | None) -> None:
         self._fleet.on_ready_change = callback
 
     def is_ready(self) -> bool:
@@ -62,6 +65,38 @@ class FrontDoor:
     def drain(self) -> None:
         """Refuse new requests; running ones go on."""
         self._plane.drain()
+
+    def give_up(self) -> None:
+        """End what still runs with an error that tells clients to try another server."""
+        self._plane.fail_all(Draining("the server stopped before the request was complete"))
+
+    def readiness(self) -> dict[str, bool]:
+        """Whether each model is ready, under each of its names; "" is the whole."""
+        ready = {"": self.is_ready()}
+        for model in self._fleet.models():
+            ready |= dict.fromkeys((model.card.name, *model.card.aliases), model.ready)
+        return ready
+
+    def describe(self) -> dict[str, Any]:
+        """What /health tells; may be called by any thread."""
+        plane = self._plane
+        return {
+            "process": "frontend",
+            "version": version("penstock"),
+            "in_flight": plane.in_flight,
+            "queued": plane.queued,
+            "draining": plane.draining,
+            "models": [self._about(model) for model in self._fleet.models()],
+        }
+
+    def _about(self, model: ServedModel) -> dict[str, Any]:
+        return {
+            "name": model.card.name,
+            "aliases": list(model.card.aliases),
+            "ready": model.ready,
+            "context_length": model.card.context_length,
+            "workers": [link.describe() for link in self._fleet.links_of(model)],
+        }
 
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""

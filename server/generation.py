@@ -1,9 +1,11 @@
 """One running request: takes token deltas from a worker, hands merged text deltas to a front."""
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from runtime.errors import Cancelled, EngineFailed, ServingError
+from runtime.request_record import RequestRecord
 from server.text.codec import ChoiceDecoder, EncodedPrompt, TextCodec
 from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Usage
 from wire.tokens import FinishReason, TokenDelta
@@ -12,8 +14,13 @@ from wire.tokens import FinishReason, TokenDelta
 class GenerationOwner(Protocol):
     """Who is told that a generation needs its worker no more, or has lost it."""
 
-    def release(self, generation: "Generation", *, cancel: bool) -> None:
-        """Free what the generation holds; with `cancel` the engine must stop working on it."""
+    def release(
+        self, generation: "Generation", *, cancel: bool, error: ServingError | None = None
+    ) -> None:
+        """Free what the generation holds; with `cancel` the engine must stop working on it.
+
+        `error` is how it ended, None for a complete answer.
+        """
         ...
 
     def lost(self, generation: "Generation", error: ServingError) -> bool:
@@ -32,8 +39,11 @@ class Generation:
     or `cancel`.
     """
 
-    def __init__(self, request: GenerateRequest, owner: GenerationOwner) -> None:
+    def __init__(
+        self, request: GenerateRequest, owner: GenerationOwner, record: RequestRecord
+    ) -> None:
         self.request = request
+        self.record = record
         self.on_ready: Callable[[], None] = _nobody
         self.ended = False
         self._owner = owner
@@ -42,9 +52,6 @@ class Generation:
         self._open_choices = request.sampling.n
         self._engine_open = request.sampling.n
         self._signalled = False
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
-        self._cached_tokens = 0
         self._error: ServingError | None = None
         self._final_taken = False
 
@@ -52,7 +59,7 @@ class Generation:
         """Set what is known once the prompt is encoded."""
         count = self.request.sampling.n
         self._decoders = [codec.decoder(self.request, index, prompt) for index in range(count)]
-        self._prompt_tokens = len(prompt.token_ids)
+        self.record.input_tokens = len(prompt.token_ids)
         if self.request.echo:
             text = prompt.text if prompt.text is not None else codec.text_of(prompt.token_ids)
             self._pending = {i: ChoiceDelta(index=i, text=text) for i in range(count)}
@@ -61,8 +68,10 @@ class Generation:
         """Take new tokens of one choice."""
         if self.ended:
             return
+        record = self.record
+        record.token(time.monotonic(), first_choice=delta.index == 0)
         if delta.cached_tokens is not None:
-            self._cached_tokens = delta.cached_tokens
+            record.cached_tokens = delta.cached_tokens
         if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             self.fail(EngineFailed(f"the engine ended this request: {delta.finish_reason.label}"))
             return
@@ -74,7 +83,7 @@ class Generation:
         fresh = decoder.feed(delta)
         if fresh is None:
             return
-        self._completion_tokens += len(fresh.token_ids)
+        record.output_tokens += len(fresh.token_ids)
         if decoder.finished:
             self._open_choices -= 1
             if self._open_choices == 0:
@@ -88,15 +97,15 @@ class Generation:
             return
         self.ended = True
         self._error = error
-        self._owner.release(self, cancel=True)
+        self._owner.release(self, cancel=True, error=error)
         self.on_ready()
 
     def cancel(self) -> None:
         """The client is gone: free the engine, say nothing more. Idempotent."""
         if not self.ended:
             self.ended = True
-            self._error = Cancelled("the request was cancelled")
-            self._owner.release(self, cancel=True)
+            self._error = Cancelled("the client went away or cancelled")
+            self._owner.release(self, cancel=True, error=self._error)
 
     def take(self) -> GenerateDelta | None:
         """Return everything new since the last call; raises the error that ended the request."""
@@ -107,13 +116,14 @@ class Generation:
             return None
         self._signalled = False
         pending, self._pending = self._pending, {}
-        delta = GenerateDelta(choices=list(pending.values()), prompt_tokens=self._prompt_tokens)
+        record = self.record
+        delta = GenerateDelta(choices=list(pending.values()), prompt_tokens=record.input_tokens)
         if complete:
             self._final_taken = True
             delta.usage = Usage(
-                prompt_tokens=self._prompt_tokens,
-                completion_tokens=self._completion_tokens,
-                cached_tokens=self._cached_tokens,
+                prompt_tokens=record.input_tokens,
+                completion_tokens=record.output_tokens,
+                cached_tokens=record.cached_tokens,
             )
         return delta
 

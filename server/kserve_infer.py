@@ -2,9 +2,11 @@
 
 import asyncio
 import functools
+import time
 from typing import Any
 
 from runtime.errors import ModelNotFound, ServingError, shown_error
+from runtime.request_record import record_refusal
 from runtime.rpc import Call, CallInfo
 from server.data_plane import DataPlane
 from server.generation import Generation
@@ -29,8 +31,18 @@ def decode_request(
     message: Any, info: CallInfo, *, streaming_rpc: bool
 ) -> tuple[GenerateRequest, OutputSelection]:
     """Decode a request; raises ModelNotFound for a version there is not, or InvalidRequest."""
-    check_version(message.model_name, message.model_version)
-    return decode_text_request(message, info, streaming_rpc=streaming_rpc)
+    try:
+        check_version(message.model_name, message.model_version)
+        return decode_text_request(message, info, streaming_rpc=streaming_rpc)
+    except ServingError as error:
+        record_refusal(
+            request_id=message.id,
+            endpoint=info.method,
+            outcome=error.reason,
+            detail=error.message,
+            now=time.monotonic(),
+        )
+        raise
 
 
 def in_kserve_terms(error: ServingError) -> ServingError:

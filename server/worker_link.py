@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from runtime.errors import EngineFailed, ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
+from server.metrics import FRAMES
 from wire.cards import WorkerInstance
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.inference_pb2 import ModelStreamInferResponse
@@ -44,11 +46,25 @@ class WorkerLink:
         self._sinks: dict[int, TokenSink] = {}
         self._next_slot = 0
         self._retiring = False
+        self._frames = FRAMES.labels(instance.card.name)
 
     @property
     def running(self) -> int:
         """How many requests are on the stream."""
         return len(self._sinks)
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of the worker, as JSON values."""
+        instance = self.instance
+        return {
+            "id": instance.instance_id,
+            "address": instance.address,
+            "engine": instance.engine,
+            "version": instance.version,
+            "connected": self.connected,
+            "in_flight": self.running,
+            "status_url": instance.status_url,
+        }
 
     def submit(self, request: TokenRequest, sink: TokenSink) -> int:
         """Send a request; returns its slot. Raises WorkerLost when not connected."""
@@ -113,6 +129,7 @@ class WorkerLink:
                 self._lost(why)
 
     def _deliver(self, frame: ModelStreamInferResponse) -> None:
+        self._frames.inc()
         for slot, delta in read_frame(frame):
             sink = self._sinks.get(slot)
             if sink is None:

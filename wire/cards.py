@@ -33,3 +33,4 @@ class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks: int = 0
     data_parallel_size: int = 1
     status_url: str = ""
+    version: str = ""

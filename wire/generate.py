@@ -16,6 +16,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     `echo` puts the prompt's text in front of each choice's text. `timeout_s` is the client's own
     limit for the whole request, in seconds; `deadline_s` is that limit or the rpc's as
     `time.monotonic` seconds. `stream` false says that nobody looks at it before its end.
+    `endpoint` names the rpc or path it came by; `traceparent` is the W3C header that came with it.
     """
 
     request_id: str
@@ -35,6 +36,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     timeout_s: float | None = None
     deadline_s: float | None = None
+    endpoint: str = ""
+    traceparent: str | None = None
 
 
 class TokenText(msgspec.Struct, frozen=True, kw_only=True):

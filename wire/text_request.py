@@ -88,6 +88,8 @@ def decode_text_request(
         session_id=parameters.session_id,
         timeout_s=parameters.timeout_s,
         deadline_s=info.deadline_s,
+        endpoint=info.method,
+        traceparent=info.metadata.get("traceparent"),
         **prompt_fields,
     )
     selection = OutputSelection(

@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 import uuid
+from importlib.metadata import version
 
 import msgspec
 from prometheus_client import REGISTRY
@@ -107,6 +108,7 @@ class WorkerProcess:
             kv_blocks=info.kv_blocks,
             data_parallel_size=info.data_parallel_size,
             status_url=status_url,
+            version=version("penstock"),
         )
         self._set_serving(True)
         self._lease = await self._discovery.register(

@@ -209,9 +209,11 @@ async def test_a_dead_worker_fails_each_of_its_requests_once(model_folder: Path)
         async with open_stream(channel) as stream:
             for number in range(6):
                 stream.send(ask(str(number), max_tokens=50))
-            await eventually(lambda: stack.engine_load == 6)
+            answers: list[Any] = []
+            while len({answer.infer_response.id for answer in answers}) < 6:
+                answers.append(await anext(stream))
             stack.workers[0].engine.die("it burned")
-            answers = await read(stream, finals=6)
+            answers += await read(stream, finals=6)
         failed = [a.infer_response.id for a in answers if a.error_message]
         ended = [
             a.infer_response.id
@@ -220,6 +222,23 @@ async def test_a_dead_worker_fails_each_of_its_requests_once(model_folder: Path)
         ]
         assert len(failed) == 3
         assert sorted(failed + ended) == [str(number) for number in range(6)]
+        await channel.close()
+
+
+async def test_a_worker_lost_before_the_first_token_is_replaced_by_another(
+    model_folder: Path,
+) -> None:
+    crawling = SimConfig(timing=SimTiming(speedup=1, step_ms=400))
+    async with running_stack(model_folder, workers=2, sim=crawling) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        async with open_stream(channel) as stream:
+            for number in range(4):
+                stream.send(ask(str(number), max_tokens=2))
+            await eventually(lambda: stack.engine_load == 4)
+            stack.workers[0].engine.die("it burned")
+            answers = await read(stream, finals=4)
+        assert [answer.error_message for answer in answers if answer.error_message] == []
+        assert {len(ids) for ids in ids_by_request(answers).values()} == {2}
         await channel.close()
 
 

@@ -174,8 +174,8 @@ async def test_metrics_count_requests_by_endpoint_and_status():
     async with serving(ScriptedBackend()) as http:
         await http.post("/v1/completions", json=TEXT)
         text = (await http.get("/metrics")).text
-    assert 'penstock_gateway_requests_total{endpoint="/v1/completions",status="200"}' in text
-    assert "penstock_gateway_time_to_first_token_seconds_count" in text
+    assert 'penstock_http_requests_total{endpoint="/v1/completions",status="200"}' in text
+    assert "penstock_http_request_duration_seconds_count" in text
 
 
 async def test_the_document_describes_bodies_and_errors():

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from gateway_http.openai import Origin, chat_request, completion_requests, decode_body
+from gateway_http.openai import chat_request, completion_requests, decode_body
+from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
 
-ORIGIN = Origin(request_id="r1")
+ORIGIN = Origin(request_id="r1", endpoint="/v1/test")
 USER = {"role": "user", "content": "Hi"}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import Cancelled, EngineFailed, ServingError, WorkerLost
+from runtime.request_record import RequestRecord
 from server.generation import Generation
 from server.text.codec import TextCodec
 from wire.cards import ModelCard
@@ -21,7 +22,9 @@ class Owner:
         self.released: list[bool] = []
         self.takes_over = takes_over
 
-    def release(self, generation: Generation, *, cancel: bool) -> None:
+    def release(
+        self, generation: Generation, *, cancel: bool, error: ServingError | None = None
+    ) -> None:
         self.released.append(cancel)
 
     def lost(self, generation: Generation, error: ServingError) -> bool:
@@ -53,7 +56,9 @@ class Running:
             echo=echo,
             sampling=make_sampling({"temperature": 1} | sampling),
         )
-        self.generation = Generation(request, self.owner)
+        record = RequestRecord(request_id="r", endpoint="test", started_s=0.0)
+        record.admitted("m")
+        self.generation = Generation(request, self.owner, record)
         self.generation.on_ready = self._count
         self.generation.begin(codec, codec.encode_request(request))
 

@@ -13,7 +13,7 @@ from wire.sampling import Sampling
 from wire.tensors import add_input
 from wire.text_request import OutputSelection, decode_text_request
 
-INFO = CallInfo(method="ModelStreamInfer", deadline_s=12.5)
+INFO = CallInfo(method="", deadline_s=12.5)
 DATATYPES = {bytes: "BYTES", str: "BYTES", bool: "BOOL", int: "INT32", float: "FP32"}
 FIELDS = {bool: "bool", int: "int64", str: "string", float: "double"}
 

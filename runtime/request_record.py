@@ -1,0 +1,146 @@
+"""What is kept of one generation request while it runs, and told once when it is over.
+
+The same for every front: one log line, and the metrics of requests and tokens.
+"""
+
+import logging
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from runtime.metrics import TokenHistogram
+
+_LOG = logging.getLogger(__name__)
+OK = "ok"
+UNKNOWN_MODEL = "unknown"
+
+# Buckets. Durations span a cached one-token answer (10 ms) to a long document (10 min), three per
+# decade, so that a quantile is off by less than half of its value. Between tokens the range that
+# people notice, 5 to 100 ms, has finer steps: reading speed is 50 to 200 ms per token.
+_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
+_TOKEN_GAPS = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25,
+    0.5, 1, 2.5, 5, 10,
+)  # fmt: skip
+
+REQUESTS = Counter(
+    "penstock_requests",
+    "Generation requests that are over; outcome is ok or the reason of the error.",
+    ("model", "endpoint", "outcome"),
+)
+IN_FLIGHT = Gauge(
+    "penstock_requests_in_flight", "Generation requests admitted and not over.", ("model",)
+)
+QUEUED = Gauge("penstock_requests_queued", "Those of them that wait for a place.", ("model",))
+DURATION = Histogram(
+    "penstock_request_duration_seconds",
+    "From a request's admission to its end.",
+    ("model", "endpoint"),
+    buckets=_SECONDS,
+)
+FIRST_TOKEN = Histogram(
+    "penstock_time_to_first_token_seconds",
+    "From a request's admission to its first token, the wait for a place included.",
+    ("model", "endpoint"),
+    buckets=_SECONDS,
+)
+QUEUE = Histogram(
+    "penstock_queue_seconds",
+    "Time that a request waited for a place before its worker was chosen.",
+    ("model",),
+    buckets=_SECONDS,
+)
+TOKEN_GAP = TokenHistogram(
+    "penstock_inter_token_latency_seconds",
+    "Time between two deltas of a request's first choice.",
+    buckets=_TOKEN_GAPS,
+)
+INPUT_TOKENS = Counter("penstock_input_tokens", "Prompt tokens of requests.", ("model",))
+CACHED_TOKENS = Counter(
+    "penstock_cached_tokens", "Prompt tokens that were found in a KV cache.", ("model",)
+)
+OUTPUT_TOKENS = Counter("penstock_output_tokens", "Tokens delivered to clients.", ("model",))
+
+
+def record_refusal(
+    *, request_id: str, endpoint: str, outcome: str, detail: str, now: float
+) -> None:
+    """Account for a request that could not even be read."""
+    record = RequestRecord(request_id=request_id, endpoint=endpoint, started_s=now)
+    record.end(outcome, now, detail)
+
+
+class RequestRecord:
+    """One request's facts. Times are `time.monotonic` seconds that the caller passes in.
+
+    Exactly one `end` follows `admitted`, or, for a request that was refused, stands alone.
+    """
+
+    __slots__ = (
+        "_admitted", "_gaps", "cached_tokens", "endpoint", "first_s", "input_tokens", "last_s",
+        "model", "output_tokens", "principal", "queued_s", "request_id", "started_s", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, request_id: str, endpoint: str, started_s: float, principal: str | None = None
+    ) -> None:
+        self.request_id = request_id
+        self.endpoint = endpoint
+        self.principal = principal
+        self.started_s = started_s
+        self.model = UNKNOWN_MODEL
+        self.worker: str | None = None
+        self.queued_s: float | None = None
+        self.first_s: float | None = None
+        self.last_s = started_s
+        self.input_tokens = self.cached_tokens = self.output_tokens = 0
+        self._admitted = False
+
+    def admitted(self, model: str) -> None:
+        """The request counts as in flight from now on."""
+        self.model = model
+        self._gaps = TOKEN_GAP.model(model)
+        self._admitted = True
+        IN_FLIGHT.labels(model).inc()
+
+    def token(self, now: float, *, first_choice: bool) -> None:
+        """A delta came."""
+        if self.first_s is None:
+            self.first_s = now
+        elif first_choice:
+            self._gaps.observe(now - self.last_s)
+        self.last_s = now
+
+    def end(self, outcome: str, now: float, detail: str | None = None) -> None:
+        """Tell everything, once."""
+        REQUESTS.labels(self.model, self.endpoint, outcome).inc()
+        if self._admitted:
+            IN_FLIGHT.labels(self.model).dec()
+            DURATION.labels(self.model, self.endpoint).observe(now - self.started_s)
+            INPUT_TOKENS.labels(self.model).inc(self.input_tokens)
+            CACHED_TOKENS.labels(self.model).inc(self.cached_tokens)
+            OUTPUT_TOKENS.labels(self.model).inc(self.output_tokens)
+        if self.first_s is not None:
+            taken_s = self.first_s - self.started_s
+            FIRST_TOKEN.labels(self.model, self.endpoint).observe(taken_s)
+        if self.queued_s is not None:
+            QUEUE.labels(self.model).observe(self.queued_s)
+        if _LOG.isEnabledFor(logging.INFO):
+            _LOG.info("request finished", extra=self._shown(outcome, now, detail))
+
+    def _shown(self, outcome: str, now: float, detail: str | None) -> dict[str, object]:
+        first_s = None if self.first_s is None else round(self.first_s - self.started_s, 4)
+        return {
+            "request_id": self.request_id or None,
+            "endpoint": self.endpoint,
+            "principal": self.principal,
+            "model": self.model,
+            "worker": self.worker,
+            "outcome": outcome,
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "queued_s": None if self.queued_s is None else round(self.queued_s, 4),
+            "first_token_s": first_s,
+            "duration_s": round(now - self.started_s, 4),
+            "detail": detail,
+        }

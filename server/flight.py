@@ -1,0 +1,60 @@
+"""Where a running generation is, and what its worker is asked."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import msgspec
+
+from runtime.request_record import RequestRecord
+from server.fleet import ServedModel
+from server.text.codec import EncodedPrompt
+from server.worker_link import WorkerLink
+from wire.cards import ModelCard
+from wire.generate import GenerateRequest
+from wire.sampling import fit_to_context
+from wire.tokens import TokenRequest
+
+
+@dataclass(slots=True)
+class Flight:
+    """One admitted request. `key` is its name in the router: clients may repeat their ids.
+
+    `failed_workers` have lost it before its first token; `sent_s` is when a worker got it.
+    """
+
+    model: ServedModel
+    key: str
+    record: RequestRecord
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    prompt: EncodedPrompt | None = None
+    link: WorkerLink | None = None
+    slot: int = -1
+    sent_s: float = 0.0
+    failed_workers: frozenset[str] = frozenset()
+
+    def cancel_timers(self) -> None:
+        """Wait for no limit any more."""
+        for timer in self.timers:
+            timer.cancel()
+
+
+def token_request(request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard) -> TokenRequest:
+    """Build the worker's request; raises ContextLengthExceeded when the prompt leaves no room."""
+    fields = ("messages", "prompt_token_ids")
+    sampling = fit_to_context(
+        request.sampling,
+        prompt_tokens=len(prompt.token_ids),
+        context_length=card.context_length,
+        param=next((it for it in fields if getattr(request, it) is not None), "prompt"),
+    )
+    # Stop strings are the front door's; the worker handles tokens only.
+    sampling = msgspec.structs.replace(sampling, stop=())
+    return TokenRequest(
+        request_id=request.request_id,
+        token_ids=prompt.token_ids,
+        sampling=sampling,
+        lora_name=request.lora_name,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        session_id=request.session_id,
+    )
