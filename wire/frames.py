@@ -42,6 +42,7 @@ class _Extras(msgspec.Struct, omit_defaults=True):
     logprobs: list[Position] | None = None
     prompt_logprobs: list[Position] | None = None
     cached_tokens: int | None = None
+    queued_s: float | None = None
     stop_reason: int | str | None = None
     error: FrameError | None = None
 
@@ -86,6 +87,7 @@ class FrameWriter:
             delta.logprobs is not None
             or delta.cached_tokens is not None
             or delta.prompt_logprobs is not None
+            or delta.queued_s is not None
             or delta.stop_reason is not None
         ):
             self._merge_extras(row, delta)
@@ -139,6 +141,8 @@ class FrameWriter:
             extras.prompt_logprobs = finite_positions(delta.prompt_logprobs)
         if delta.cached_tokens is not None:
             extras.cached_tokens = delta.cached_tokens
+        if delta.queued_s is not None:
+            extras.queued_s = delta.queued_s
         if delta.stop_reason is not None:
             extras.stop_reason = delta.stop_reason
 
@@ -184,6 +188,7 @@ def _with_extras(delta: TokenDelta, extras: _Extras) -> TokenDelta | ServingErro
     delta.logprobs = extras.logprobs
     delta.prompt_logprobs = extras.prompt_logprobs
     delta.cached_tokens = extras.cached_tokens
+    delta.queued_s = extras.queued_s
     delta.stop_reason = extras.stop_reason
     return delta
 

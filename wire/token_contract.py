@@ -42,6 +42,8 @@ CANCEL = "penstock_cancel"
 _RANK = "data_parallel_rank"
 _CHOICE = "choice"
 _STOP_REASON = "stop_reason"
+_TRACEPARENT = "traceparent"
+_QUEUED_S = "queued_s"
 _FINISH = {reason.label: reason for reason in FinishReason}
 _Input = ModelInferRequest.InferInputTensor
 
@@ -81,6 +83,8 @@ def encode_token_request(
     )
     if request.data_parallel_rank is not None:
         set_parameter(message.parameters, _RANK, request.data_parallel_rank)
+    if request.traceparent is not None:
+        set_parameter(message.parameters, _TRACEPARENT, request.traceparent)
     if slot is not None:
         set_parameter(message.parameters, SLOT, slot)
     return message
@@ -108,6 +112,7 @@ def decode_token_request(message: ModelInferRequest) -> TokenRequest:
         cache_salt=parameters.cache_salt,
         session_id=parameters.session_id,
         data_parallel_rank=_natural(message.parameters, _RANK),
+        traceparent=_text(message.parameters, _TRACEPARENT),
     )
 
 
@@ -161,7 +166,8 @@ def encode_token_response(
     """Write one delta: output_ids INT32 [1, k], finish_reason BYTES [1] ("None" until the end).
 
     Log probabilities are BYTES [1] JSON: a list per token of {token id: {logprob, rank}}.
-    Parameters: `triton_final_response`, `choice` when not 0, `stop_reason`, and token counts.
+    Parameters: `triton_final_response`, `choice` when not 0, `stop_reason`, token counts, and
+    `queued_s` on the first.
     """
     message = ModelInferResponse(model_name=model, model_version="1", id=request_id)
     ids = array("i", delta.token_ids)
@@ -182,6 +188,8 @@ def encode_token_response(
         set_parameter(parameters, _STOP_REASON, delta.stop_reason)
     if delta.cached_tokens is not None:
         set_parameter(parameters, "cached_tokens", delta.cached_tokens)
+    if delta.queued_s is not None:
+        set_parameter(parameters, _QUEUED_S, delta.queued_s)
     if usage is not None:
         write_usage(parameters, usage)
     return message
@@ -201,6 +209,7 @@ def decode_token_response(message: ModelInferResponse) -> TokenResponse:
             logprobs=_read_logprobs(tensors.get("logprobs")),
             prompt_logprobs=_read_logprobs(tensors.get("prompt_logprobs")),
             cached_tokens=int_parameter(parameters, "cached_tokens"),
+            queued_s=plain_parameter(parameters, _QUEUED_S),
         )
     except (KeyError, IndexError, ValueError, AttributeError, msgspec.DecodeError) as error:
         raise InternalError(f"malformed response of a worker: {error!r}") from error
@@ -241,4 +250,11 @@ def _natural(parameters: Mapping[str, InferParameter], name: str) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidRequest(f"{name}: expected a whole number, not negative", param=name)
+    return value
+
+
+def _text(parameters: Mapping[str, InferParameter], name: str) -> str | None:
+    value = plain_parameter(parameters, name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{name}: expected a string", param=name)
     return value

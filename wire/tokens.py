@@ -25,7 +25,10 @@ class FinishReason(IntEnum):
 
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation, in tokens. `token_ids` is the whole prompt, each id in [0, vocab_size)."""
+    """One generation, in tokens. `token_ids` is the whole prompt, each id in [0, vocab_size).
+
+    `traceparent` (W3C Trace Context) is the span of the caller's that the work hangs below.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -35,6 +38,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str | None = None
     session_id: str | None = None
     data_parallel_rank: int | None = None
+    traceparent: str | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -53,7 +57,8 @@ class TokenDelta(msgspec.Struct, kw_only=True):
     """New tokens of one choice. The last of a choice has `finish_reason`; nothing follows it.
 
     `stop_reason` is the id of the stop token that ended it, if one of `stop_token_ids` did;
-    `cached_tokens` (prompt tokens found in the KV cache) stands on a request's first delta.
+    `cached_tokens` (prompt tokens found in the KV cache) and `queued_s` (seconds that the request
+    waited in the engine's queue, if known) stand on a request's first delta.
     """
 
     index: int = 0
@@ -63,6 +68,7 @@ class TokenDelta(msgspec.Struct, kw_only=True):
     logprobs: list[Position] | None = None
     prompt_logprobs: list[Position] | None = None
     cached_tokens: int | None = None
+    queued_s: float | None = None
 
 
 class TokenSink(Protocol):

@@ -256,3 +256,5 @@ def merge(held: TokenDelta, delta: TokenDelta) -> None:
         held.prompt_logprobs = delta.prompt_logprobs
     if delta.cached_tokens is not None:
         held.cached_tokens = delta.cached_tokens
+    if delta.queued_s is not None:
+        held.queued_s = delta.queued_s

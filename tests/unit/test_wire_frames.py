@@ -28,6 +28,7 @@ DELTA = st.builds(
     logprobs=POSITIONS,
     prompt_logprobs=POSITIONS,
     cached_tokens=st.none() | st.integers(0, 2**31 - 1),
+    queued_s=st.none() | st.floats(0, 1e6),
 )
 SLOT = st.integers(0, 2**32 - 1)
 
@@ -77,7 +78,7 @@ def test_deltas_of_one_choice_merge_into_one_row() -> None:
     writer = FrameWriter()
     token = TokenLogprob(5, -0.5, 1)
     ids = [1]
-    writer.add(7, TokenDelta(token_ids=ids, logprobs=[[token]], cached_tokens=4))
+    writer.add(7, TokenDelta(token_ids=ids, logprobs=[[token]], cached_tokens=4, queued_s=0.5))
     writer.add(8, TokenDelta(token_ids=[9]))
     writer.add(
         7,
@@ -96,6 +97,7 @@ def test_deltas_of_one_choice_merge_into_one_row() -> None:
         finish_reason=FinishReason.STOP,
         stop_reason=3,
         cached_tokens=4,
+        queued_s=0.5,
     )
     assert sent(writer) == [(7, whole), (8, TokenDelta(token_ids=[9]))]
 

@@ -36,6 +36,7 @@ REQUEST = st.builds(
     cache_salt=st.none() | WORD,
     session_id=st.none() | WORD,
     data_parallel_rank=st.none() | st.integers(0, 1000),
+    traceparent=st.none() | st.text(max_size=8),
 )
 
 
@@ -103,6 +104,7 @@ WRONG = {
     "salt": (ask(cache_salt=True), "cache_salt"),
     "rank": (ask(data_parallel_rank=-1), "data_parallel_rank"),
     "rank text": (ask(data_parallel_rank="0"), "data_parallel_rank"),
+    "traceparent": (ask(traceparent=1), "traceparent"),
     "rank bool": (ask(data_parallel_rank=True), "data_parallel_rank"),
     "reserved": (ask(triton_foo=True), "triton_foo"),
     "nan": (ask(temperature=math.nan), "temperature"),
@@ -199,8 +201,8 @@ def test_a_response_comes_back_as_it_was(
     assert read == (request_id, delta, final, usage)
 
 
-def test_a_first_delta_says_how_much_of_the_prompt_was_cached() -> None:
-    delta = TokenDelta(token_ids=[1], cached_tokens=32)
+def test_a_first_delta_says_what_was_cached_and_how_long_it_queued() -> None:
+    delta = TokenDelta(token_ids=[1], cached_tokens=32, queued_s=0.25)
     message = encode_token_response(model="m", request_id="", delta=delta, final=False, usage=None)
     assert decode_token_response(message).delta == delta
 
