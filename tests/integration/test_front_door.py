@@ -1,7 +1,6 @@
 """The KServe text service over real gRPC with simulated engines."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,19 @@ from runtime.errors import (
     ServingError,
     WorkerLost,
 )
-from runtime.grpc_client import ClientStream, RpcChannel
+from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
+from tests.integration.kserve_client import (
+    WAIT_S,
+    ask,
+    ids_by_request,
+    ids_of,
+    infer,
+    is_final,
+    open_stream,
+    read,
+    text_of,
+)
 from tests.integration.stack import Stack, running_stack
 from tests.waiting import eventually
 from wire import inference_pb2 as pb
@@ -27,7 +37,6 @@ from wire.pool import KSERVE, rpc_types
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
-WAIT_S = 10.0
 FAST = SimConfig(timing=SimTiming(speedup=0))
 SLOW = SimConfig(timing=SimTiming(speedup=1))
 
@@ -43,64 +52,6 @@ async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
     opened = RpcChannel(stack.grpc, rpc_types=rpc_types)
     yield opened
     await opened.close()
-
-
-def ask(request_id: str = "", *, stream: bool = True, model: str = "sim", **parameters: Any) -> Any:
-    """A request with `text_input` and sampling parameters as JSON."""
-    sampling = {"max_tokens": 8, "temperature": 0} | parameters
-    inputs = {"text_input": b"Hello there", "sampling_parameters": json.dumps(sampling).encode()}
-    request = pb.ModelInferRequest(model_name=model, id=request_id)
-    for name, value in inputs.items():
-        add_bytes(request, name, value)
-    request.inputs.add(name="return_output_ids", datatype="BOOL", shape=[1])
-    request.raw_input_contents.append(b"\1")
-    if stream:
-        request.inputs.add(name="stream", datatype="BOOL", shape=[1])
-        request.raw_input_contents.append(b"\1")
-    return request
-
-
-def add_bytes(request: Any, name: str, value: bytes) -> None:
-    request.inputs.add(name=name, datatype="BYTES", shape=[1])
-    request.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
-
-
-def outputs(response: Any) -> dict[str, bytes]:
-    return dict(zip((o.name for o in response.outputs), response.raw_output_contents, strict=True))
-
-
-def text_of(response: Any) -> str:
-    return outputs(response)["text_output"][4:].decode()
-
-
-def ids_of(response: Any) -> list[int]:
-    raw = outputs(response)["output_ids"]
-    return [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
-
-
-def is_final(response: Any) -> bool:
-    final: bool = response.parameters["triton_final_response"].bool_param
-    return final
-
-
-async def infer(channel: RpcChannel, request: Any) -> Any:
-    return await channel.unary(KSERVE, "ModelInfer", request, timeout_s=WAIT_S)
-
-
-async def read(stream: ClientStream, finals: int = 1) -> list[Any]:
-    """Read until `finals` requests have ended, each by a final response or an error."""
-    answers: list[Any] = []
-    async with asyncio.timeout(WAIT_S):
-        async for answer in stream:
-            answers.append(answer)
-            finals -= bool(answer.error_message) or is_final(answer.infer_response)
-            if finals == 0:
-                break
-    return answers
-
-
-def open_stream(channel: RpcChannel, **metadata: str) -> ClientStream:
-    return channel.stream(KSERVE, "ModelStreamInfer", metadata=metadata)
 
 
 async def test_a_stream_joins_to_the_unary_answer_and_carries_usage(channel: RpcChannel) -> None:
