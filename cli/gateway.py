@@ -10,13 +10,14 @@ from cli.options import HttpOptions
 from runtime.config import option, parse_config
 from runtime.errors import InvalidConfig
 from runtime.logs import configure_logging
+from runtime.options import TargetOptions
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayProcessConfig(HttpOptions):
+class GatewayProcessConfig(TargetOptions, HttpOptions):
     """One gateway process."""
 
     target: str | None = option(None, help="the KServe server: host:port", metavar="HOST:PORT")
@@ -31,6 +32,7 @@ class GatewayProcessConfig(HttpOptions):
         HttpOptions.__post_init__(self)
         if not self.target:
             raise InvalidConfig("a gateway needs --target HOST:PORT", param="target")
+        _ = self.target_client_tls
 
 
 def gateway(argv: Sequence[str]) -> int:
@@ -67,7 +69,12 @@ async def _run(config: GatewayProcessConfig) -> None:
     with stop_on_signals(stop, hard_limit_s=config.drain_timeout_s + 30):
         async with AsyncExitStack() as resources:
             keepalive_s = config.keepalive_s or None
-            channel = RpcChannel(config.target or "", rpc_types=rpc_types, keepalive_s=keepalive_s)
+            channel = RpcChannel(
+                config.target or "",
+                rpc_types=rpc_types,
+                keepalive_s=keepalive_s,
+                tls=config.target_client_tls,
+            )
             resources.push_async_callback(channel.close)
             settings = GatewayConfig(
                 max_body_bytes=config.max_body_bytes,

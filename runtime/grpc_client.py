@@ -11,9 +11,12 @@ from google.protobuf.message import DecodeError
 
 from runtime.errors import Cancelled, InternalError
 from runtime.grpc_errors import error_of
+from runtime.grpc_tls import channel_credentials
+from runtime.tls import ClientTls
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
+_NOT_CONNECTED = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
 
 
 def channel_args(*, keepalive_s: float | None) -> list[tuple[str, int]]:
@@ -49,18 +52,30 @@ class RpcChannel:
     """A connection to one address, opened when first used and again after it broke.
 
     A call on a broken connection fails at once with UNAVAILABLE (WorkerLost); nothing is retried.
-    `keepalive_s` None sends no pings: servers that are not ours may count them as abuse.
+    `keepalive_s` None sends no pings: servers that are not ours may count them as abuse. With
+    `tls` its files are read here, which raises InvalidConfig when they are wrong; changed ones
+    hold from the next connection on. `call_metadata` is asked at each call for what all calls
+    carry, such as credentials; a call's own metadata wins.
     """
 
     def __init__(
-        self, address: str, *, rpc_types: RpcTypes, keepalive_s: float | None = 10.0
+        self,
+        address: str,
+        *,
+        rpc_types: RpcTypes,
+        keepalive_s: float | None = 10.0,
+        tls: ClientTls | None = None,
+        call_metadata: Callable[[], Metadata] = dict,
     ) -> None:
         self.address = address
         self._rpc_types = rpc_types
-        self._channel = grpc.aio.insecure_channel(
-            address, options=channel_args(keepalive_s=keepalive_s)
-        )
+        self._call_metadata = call_metadata
+        self._options: list[tuple[str, int | str]] = [*channel_args(keepalive_s=keepalive_s)]
+        if tls is not None and tls.server_name is not None:
+            self._options.append(("grpc.ssl_target_name_override", tls.server_name))
+        self._files = None if tls is None else tls.open()
         self._unary: dict[tuple[str, str], tuple[Any, Callable[[bytes], Any]]] = {}
+        self._channel = self._open()
 
     async def unary(
         self,
@@ -72,15 +87,16 @@ class RpcChannel:
         metadata: Metadata | None = None,
     ) -> Any:
         """Call a unary method and return its response; raises ServingError."""
+        channel = self._present_channel()
         known = self._unary.get((service, method))
         if known is None:
-            start: Any = self._channel.unary_unary(f"/{service}/{method}")
+            start: Any = channel.unary_unary(f"/{service}/{method}")
             known = start, self._parser(service, method)
             self._unary[service, method] = known
         start, parse = known
         try:
             data = await start(
-                message.SerializeToString(), timeout=timeout_s, metadata=_pairs(metadata)
+                message.SerializeToString(), timeout=timeout_s, metadata=self._pairs(metadata)
             )
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from None
@@ -98,13 +114,36 @@ class RpcChannel:
 
         Serves unary-stream methods too: send the one request, then `half_close`.
         """
-        start: Any = self._channel.stream_stream(f"/{service}/{method}")
-        call = start(timeout=timeout_s, metadata=_pairs(metadata))
+        start: Any = self._present_channel().stream_stream(f"/{service}/{method}")
+        call = start(timeout=timeout_s, metadata=self._pairs(metadata))
         return ClientStream(call, self._parser(service, method))
 
     async def close(self) -> None:
         """Close the connection; running calls are cancelled. Idempotent."""
         await self._channel.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._files is None:
+            return grpc.aio.insecure_channel(self.address, options=self._options)
+        self._pem = self._files.current
+        return grpc.aio.secure_channel(
+            self.address, channel_credentials(self._pem), options=self._options
+        )
+
+    def _present_channel(self) -> grpc.aio.Channel:
+        """Return the channel; a new one where a new connection is due and files have changed."""
+        if (
+            self._files is not None
+            and self._files.current is not self._pem
+            and self._channel.get_state() in _NOT_CONNECTED
+        ):
+            # Nothing runs on the old one, which closes when its last call lets go of it.
+            self._channel = self._open()
+            self._unary.clear()
+        return self._channel
+
+    def _pairs(self, metadata: Metadata | None) -> tuple[tuple[str, str], ...] | None:
+        return tuple({**self._call_metadata(), **(metadata or {})}.items()) or None
 
     def _parser(self, service: str, method: str) -> Callable[[bytes], Any]:
         response_class: Any = self._rpc_types(service)[method][1]
@@ -230,7 +269,3 @@ class ClientStream:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The call is over; its status reaches the reader.
             self._queue.clear()
-
-
-def _pairs(metadata: Metadata | None) -> tuple[tuple[str, str], ...] | None:
-    return tuple(metadata.items()) if metadata else None

@@ -10,7 +10,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from runtime import grpc_health_service, grpc_reflection_service
 from runtime.errors import InvalidConfig
 from runtime.grpc_dispatch import Dispatch
+from runtime.grpc_tls import server_credentials
 from runtime.rpc import Service
+from runtime.tls import ServerIdentity
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 _STOP_GRACE_S = 2.0
@@ -23,6 +25,7 @@ class GrpcOptions:
     max_message_bytes: int = -1
     max_metadata_bytes: int = 16 * 1024
     max_concurrent_streams: int | None = None
+    handshake_timeout_s: float = 10.0
     share_port: bool = False
 
     def channel_args(self) -> list[tuple[str, int]]:
@@ -40,6 +43,8 @@ class GrpcOptions:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
+            # 120 s by default, and each holds a connection.
+            ("grpc.server_handshake_timeout_ms", int(self.handshake_timeout_s * 1000)),
             ("grpc.so_reuseport", int(self.share_port)),
         ]
         if self.max_concurrent_streams is not None:
@@ -53,6 +58,7 @@ class GrpcServer:
     Every service and "" start as NOT_SERVING. Bytes that are no message are INVALID_ARGUMENT; an
     error of runtime/errors.py becomes its status with `penstock-reason` and `penstock-param` in
     the trailing metadata; any other exception is logged and becomes INTERNAL with a fixed text.
+    With `tls` nothing else than TLS is spoken.
     """
 
     def __init__(
@@ -64,8 +70,10 @@ class GrpcServer:
         host: str,
         port: int,
         options: GrpcOptions | None = None,
+        tls: ServerIdentity | None = None,
     ) -> None:
         self._options = options or GrpcOptions()
+        self._tls = tls
         self._host, self._port = host, port
         self._dispatch = Dispatch(max_metadata_bytes=self._options.max_metadata_bytes)
         names = [service.name for service in services]
@@ -91,11 +99,15 @@ class GrpcServer:
             handlers=self._handlers, options=self._options.channel_args()
         )
         host = f"[{self._host}]" if ":" in self._host else self._host
+        address = f"{host}:{self._port}"
         try:
-            port = self._server.add_insecure_port(f"{host}:{self._port}")
+            if self._tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, server_credentials(self._tls))
         except RuntimeError as error:
             raise InvalidConfig(
-                f"cannot listen on {host}:{self._port} for gRPC: is the port in use?",
+                f"cannot listen on {address} for gRPC: is the port in use?",
                 param="grpc_port",
             ) from error
         await self._server.start()

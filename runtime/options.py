@@ -9,6 +9,7 @@ from runtime.errors import InvalidConfig
 from runtime.logs import FORMATS, LEVELS
 from runtime.metrics import PREFIX
 from runtime.ports import require_free_ports
+from runtime.tls import ClientTls, ServerTls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,13 @@ class ProcessOptions:
     )
     metrics_port: int = option(8002, help="port of metrics and health; 0 picks a free one")
     metrics_prefix: str = option(PREFIX, help="what the names of metrics begin with")
+    tls_cert: Path | None = option(
+        None, help="certificate chain to serve TLS with, in PEM; read again when it changes"
+    )
+    tls_key: Path | None = option(None, help="private key of --tls-cert, in PEM")
+    tls_client_ca: Path | None = option(
+        None, help="authorities that clients' certificates must come from, in PEM; none asks none"
+    )
     ready_file: Path | None = option(None, help="file to write the addresses to once ready")
     log_level: str = option("info", help="least level of log lines", choices=LEVELS)
     log_format: str = option("text", help="form of log lines", choices=FORMATS)
@@ -40,6 +48,7 @@ class ProcessOptions:
                 raise InvalidConfig(f"{field.name} must be in [0, 65535]", param=field.name)
             if field.name.endswith(("_timeout_s", "_wait_s")) and not value >= 0:
                 raise InvalidConfig(f"{field.name} must be at least 0", param=field.name)
+        _ = self.server_tls
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", self.metrics_prefix):
             raise InvalidConfig(
                 "metrics_prefix must be letters, digits and _, no digit first",
@@ -51,6 +60,12 @@ class ProcessOptions:
         """Where metrics and health listen."""
         return self.metrics_host or self.host
 
+    @property
+    def server_tls(self) -> ServerTls | None:
+        """The files to serve TLS with. Raises InvalidConfig where one lacks another."""
+        tls = ServerTls(cert=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
+        return None if tls.cert is None else tls
+
     def require_free_ports(self) -> None:
         """Raise InvalidConfig naming the flag of a port that is taken."""
         ports = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_port")}
@@ -59,3 +74,32 @@ class ProcessOptions:
                 del ports[field]
         require_free_ports(self.status_host, {"metrics_port": ports.pop("metrics_port")})
         require_free_ports(self.host, ports)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """How a client reaches the server it talks to. Without slots, to stand beside other bases."""
+
+    target_tls: bool = option(
+        False, help="speak TLS to the target and trust the public authorities"
+    )
+    target_tls_ca: Path | None = option(
+        None, help="speak TLS to the target and trust these authorities, in PEM"
+    )
+    target_tls_cert: Path | None = option(None, help="certificate to show the target, in PEM")
+    target_tls_key: Path | None = option(None, help="private key of --target-tls-cert, in PEM")
+    target_tls_server_name: str | None = option(
+        None, help="name that the target's certificate must have (default: the target's host)"
+    )
+
+    @property
+    def target_client_tls(self) -> ClientTls | None:
+        """What to give RpcChannel. Raises InvalidConfig where one file lacks another."""
+        tls = ClientTls(
+            ca=self.target_tls_ca,
+            cert=self.target_tls_cert,
+            key=self.target_tls_key,
+            server_name=self.target_tls_server_name,
+            flags="target-tls",
+        )
+        return tls if self.target_tls or tls != ClientTls(flags="target-tls") else None

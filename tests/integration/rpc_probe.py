@@ -8,6 +8,7 @@ from runtime.errors import InvalidRequest, ModelNotFound, Overloaded, ServingErr
 from runtime.grpc_client import RpcChannel
 from runtime.grpc_server import GrpcOptions, GrpcServer
 from runtime.rpc import Call, CallInfo, Service
+from runtime.tls import ServerIdentity
 from wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -110,7 +111,9 @@ class Probe:
         )
 
 
-def make_server(probe: Probe, port: int = 0, **options) -> GrpcServer:
+def make_server(
+    probe: Probe, port: int = 0, *, tls: ServerIdentity | None = None, **options
+) -> GrpcServer:
     return GrpcServer(
         services=[probe.service()],
         rpc_types=rpc_types,
@@ -118,6 +121,7 @@ def make_server(probe: Probe, port: int = 0, **options) -> GrpcServer:
         host="127.0.0.1",
         port=port,
         options=GrpcOptions(**options),
+        tls=tls,
     )
 
 
