@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 from cli.options import FrontOptions
 from runtime.config import option, parse_config
 from runtime.errors import InvalidConfig
-from runtime.lifecycle import Stage, StopRequest, log_waiting, run_stages, stop_on_signals
+from runtime.lifecycle import (
+    Stage,
+    StopRequest,
+    log_waiting,
+    run_stages,
+    stop_on_signals,
+    waiting_stage,
+)
 from runtime.logs import configure_logging
+from runtime.metrics import set_build_info
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
@@ -84,14 +92,18 @@ class FrontendProcess:
 
     def __init__(self, config: FrontendConfig, stop: StopRequest) -> None:
         from runtime.discovery_open import open_discovery
+        from runtime.tracing import start_tracing
         from server.config import FrontDoorConfig
         from server.front_door import FrontDoor
+
+        set_build_info("frontend")
 
         self._config = config
         self._stop = stop
         self._discovery = open_discovery(config.discovery, config.discovery_path)
         settings = FrontDoorConfig(**config.front_door(), expected_models=config.expect_model)
-        self._door: FrontDoor = FrontDoor(settings, self._discovery)
+        self._tracing = start_tracing(config.otlp_endpoint, "frontend")
+        self._door: FrontDoor = FrontDoor(settings, self._discovery, self._tracing)
         self._bound: dict[str, object] = {}
         self._grpc: GrpcServer | None = None
         self._http: HttpServer | None = None
@@ -145,11 +157,7 @@ class FrontendProcess:
         drain_s, wait_s = self._config.drain_timeout_s, self._config.withdraw_wait_s
         return [
             Stage(name="readiness", action=self._withdraw),
-            Stage(
-                name="load balancers",
-                action=lambda: asyncio.sleep(wait_s),
-                limit_s=wait_s + _CLOSE_S,
-            ),
+            waiting_stage("load balancers", wait_s),
             Stage(name="new requests", action=lambda: self._refuse_new(tasks)),
             Stage(name="running requests", action=self._drain, limit_s=drain_s),
             Stage(name="leftovers", action=self._give_up),
@@ -168,6 +176,7 @@ class FrontendProcess:
         if self._grpc is not None:
             await self._grpc.stop(0)
         await self._discovery.close()
+        await asyncio.to_thread(self._tracing.close)
         if self._status is not None:
             self._status.stop()
 

@@ -5,11 +5,19 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from cli.options import HttpOptions
 from runtime.config import option, parse_config
 from runtime.errors import InvalidConfig
+from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals, waiting_stage
 from runtime.logs import configure_logging
+from runtime.metrics import set_build_info
+from runtime.ready_file import remove_ready_file, write_ready_file
+
+if TYPE_CHECKING:
+    from gateway_http.http_server import HttpServer
 from runtime.options import TargetOptions
 
 _LOG = logging.getLogger(__name__)
@@ -59,35 +67,43 @@ async def _run(config: GatewayProcessConfig) -> None:
     from gateway_http.config import GatewayConfig
     from gateway_http.http_server import HttpServer
     from gateway_http.kserve_backend import KServeBackend
+    from gateway_http.metered import MeteredBackend
     from runtime.grpc_client import RpcChannel
-    from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
-    from runtime.ready_file import remove_ready_file, write_ready_file
     from runtime.status_server import StatusServer
+    from runtime.tracing import start_tracing
     from wire.pool import rpc_types
 
+    set_build_info("gateway")
     stop = StopRequest()
-    with stop_on_signals(stop, hard_limit_s=config.drain_timeout_s + 30):
+    wait_s, drain_s = config.withdraw_wait_s, config.drain_timeout_s
+    with stop_on_signals(stop, hard_limit_s=wait_s + drain_s + 30):
         async with AsyncExitStack() as resources:
+            tracing = start_tracing(config.otlp_endpoint, "gateway")
+            resources.push_async_callback(asyncio.to_thread, tracing.close)
             keepalive_s = config.keepalive_s or None
-            channel = RpcChannel(
-                config.target or "",
-                rpc_types=rpc_types,
-                keepalive_s=keepalive_s,
-                tls=config.target_client_tls,
-            )
+            channel = RpcChannel(config.target or "", rpc_types=rpc_types, keepalive_s=keepalive_s)
             resources.push_async_callback(channel.close)
             settings = GatewayConfig(
                 max_body_bytes=config.max_body_bytes,
                 request_timeout_s=config.request_timeout_s or None,
             )
-            app = create_app(KServeBackend(channel), settings)
-            http = HttpServer(app, host=config.host, port=config.http_port)
+            backend = MeteredBackend(KServeBackend(channel), tracing)
+            http = HttpServer(
+                create_app(backend, settings), host=config.host, port=config.http_port
+            )
             # The gateway holds no state, so that it is ready while it listens; the target's
             # readiness is at /ready of the HTTP front.
             status = StatusServer(
                 host=config.status_host,
                 port=config.metrics_port,
                 is_ready=lambda: not stop.requested,
+                describe=lambda: {
+                    "process": "gateway",
+                    "version": version("penstock"),
+                    "in_flight": http.in_flight,
+                    "target": config.target,
+                    "draining": stop.requested,
+                },
                 prefix=config.metrics_prefix,
             )
             resources.callback(status.stop)
@@ -99,6 +115,22 @@ async def _run(config: GatewayProcessConfig) -> None:
                 resources.callback(remove_ready_file, config.ready_file)
             _LOG.info("ready: %s for %s", bound["http"], config.target)
             _LOG.info("stopping: %s", await stop.wait())
-            drain_s = config.drain_timeout_s
-            action = lambda: http.stop(drain_s)  # noqa: E731 - a stage is its name and its action
-            await run_stages([Stage(name="HTTP", action=action, limit_s=drain_s + _CLOSE_S)])
+            await run_stages(_stop_stages(config, http))
+
+
+def _stop_stages(config: GatewayProcessConfig, http: "HttpServer") -> list[Stage]:
+    wait_s, drain_s = config.withdraw_wait_s, config.drain_timeout_s
+
+    async def withdraw() -> None:
+        if config.ready_file is not None:
+            remove_ready_file(config.ready_file)
+
+    async def refuse_new() -> None:
+        http.refuse_new()
+
+    return [
+        Stage(name="readiness", action=withdraw),
+        waiting_stage("load balancers", wait_s),
+        Stage(name="new requests", action=refuse_new),
+        Stage(name="requests", action=lambda: http.stop(drain_s), limit_s=drain_s + _CLOSE_S),
+    ]

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,6 @@ _LOG = logging.getLogger(__name__)
 _CHILD_CLOSE_S = 45.0
 _PROGRESS_S = 5.0
 _LOOK_S = 0.1
-_FRONT_FLAGS = (
-    "host", "grpc_port", "http_port", "metrics_port", "no_http", "no_grpc", "max_body_bytes",
-    "max_message_bytes", "router_policy", "request_timeout_s", "log_level", "log_format",
-    "drain_timeout_s",
-)  # fmt: skip
-_WORKER_FLAGS = (
-    "host", "engine", "cache_dir", "log_level", "log_format", "drain_timeout_s", "sim_speedup",
-    "sim_mean_answer_tokens", "sim_context_length", "sim_block_size", "sim_kv_blocks",
-    "sim_max_num_seqs", "sim_max_num_batched_tokens", "sim_die_after_steps",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +65,19 @@ class ServeConfig(FrontOptions):
             raise InvalidConfig("serve has its own processes: discovery file", param="discovery")
         if self.no_http and self.no_grpc:
             raise InvalidConfig("no_http and no_grpc together leave nothing to serve")
+
+
+def _passed_on(child: type, but: set[str]) -> list[str]:
+    """The options of `serve` that a child has too, but those that it gets from elsewhere."""
+    theirs = {field.name for field in fields(child)}
+    return [f.name for f in fields(ServeConfig) if f.name in theirs - but]
+
+
+_OWN = {"ready_file", "discovery", "discovery_path"}
+_FRONT_FLAGS = _passed_on(FrontOptions, _OWN)
+# Workers listen on this machine alone, whatever the front door does.
+_FRONT_ONLY = {"host", "metrics_host", "metrics_port", "tls_cert", "tls_key", "tls_client_ca"}
+_WORKER_FLAGS = _passed_on(WorkerConfig, {*_OWN, *_FRONT_ONLY, "model_name", "grpc_port"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,10 @@ class KServeBackend:
             timeout_s = request.deadline_s - time.monotonic()
             if timeout_s <= 0:
                 raise DeadlineExceeded("the deadline passed before the request began")
-        stream = self._channel.stream(KSERVE, "ModelStreamInfer", timeout_s=timeout_s)
+        trace = {"traceparent": request.traceparent} if request.traceparent else None
+        stream = self._channel.stream(
+            KSERVE, "ModelStreamInfer", timeout_s=timeout_s, metadata=trace
+        )
         async with stream:
             stream.send(message)
             stream.half_close()

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
+from prometheus_client import Counter, Gauge
 
 from runtime.errors import (
     INTERNAL_TEXT,
+    Code,
     InternalError,
     InvalidRequest,
     Overloaded,
@@ -25,6 +27,8 @@ Context = grpc.aio.ServicerContext
 RpcTypes = Mapping[str, tuple[type, type]]
 Parse = Callable[[bytes], Any]
 T = TypeVar("T")
+CALLS = Counter("penstock_grpc_calls", "Finished rpcs.", ("method", "code"))
+CALLS_IN_FLIGHT = Gauge("penstock_grpc_calls_in_flight", "Rpcs whose handlers run.")
 # RFC 9113 section 6.5.2: what each header field counts beyond its name and value.
 _HEADER_OVERHEAD_BYTES = 32
 
@@ -79,17 +83,22 @@ class Dispatch:
         return serve
 
     async def _run(self, method: str, context: Context[Any, Any], rpc: Awaitable[T]) -> T:
-        with self.in_flight.one():
+        with self.in_flight.one(), CALLS_IN_FLIGHT.track_inprogress():
             try:
-                return await rpc
+                answer = await rpc
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
+                    _count(method, Code.CANCELLED)
                     raise
                 # grpc.aio takes any CancelledError for the peer's and would send no status.
                 error: ServingError = InternalError(INTERNAL_TEXT)
             except Exception as caught:  # noqa: BLE001 - the one wrapper that maps all errors
                 error = shown_error(caught, where=method)
+            else:
+                _count(method, Code.OK)
+                return answer
+            _count(method, error.code)
             await context.abort(*status_of(error))
             raise AssertionError("abort raises")
 
@@ -113,6 +122,10 @@ class Dispatch:
             deadline_s=None if left_s is None else time.monotonic() + left_s,
             peer=context.peer(),
         )
+
+
+def _count(method: str, code: Code) -> None:
+    CALLS.labels(method.rpartition("/")[2], code.name).inc()
 
 
 def _parser(message_class: type) -> Parse:

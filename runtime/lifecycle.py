@@ -90,6 +90,11 @@ class Stage:
     limit_s: float = 30.0
 
 
+def waiting_stage(whom: str, wait_s: float) -> Stage:
+    """A step that gives others time to notice: `whom` names them."""
+    return Stage(name=whom, action=lambda: asyncio.sleep(wait_s), limit_s=wait_s + 1)
+
+
 def log_waiting(requests: int, limit_s: float) -> None:
     """Say that a stop waits for running requests, and how not to wait."""
     if requests:

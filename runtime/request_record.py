@@ -7,6 +7,7 @@ import logging
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from runtime.errors import Cancelled
 from runtime.metrics import TokenHistogram
 
 _LOG = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ IN_FLIGHT = Gauge(
     "penstock_requests_in_flight", "Generation requests admitted and not over.", ("model",)
 )
 QUEUED = Gauge("penstock_requests_queued", "Those of them that wait for a place.", ("model",))
+DISCONNECTS = Counter(
+    "penstock_client_disconnects",
+    "Generation requests whose client went away or cancelled before the end.",
+    ("endpoint",),
+)
 DURATION = Histogram(
     "penstock_request_duration_seconds",
     "From a request's admission to its end.",
@@ -76,7 +82,7 @@ class RequestRecord:
     """
 
     __slots__ = (
-        "_admitted", "_gaps", "cached_tokens", "endpoint", "first_s", "input_tokens", "last_s",
+        "_gaps", "_in_flight", "cached_tokens", "endpoint", "first_s", "input_tokens", "last_s",
         "model", "output_tokens", "principal", "queued_s", "request_id", "started_s", "worker",
     )  # fmt: skip
 
@@ -93,14 +99,18 @@ class RequestRecord:
         self.first_s: float | None = None
         self.last_s = started_s
         self.input_tokens = self.cached_tokens = self.output_tokens = 0
-        self._admitted = False
+        self._in_flight: Gauge | None = None
 
     def admitted(self, model: str) -> None:
         """The request counts as in flight from now on."""
+        self.known_as(model)
+        self._in_flight = IN_FLIGHT.labels(model)
+        self._in_flight.inc()
+
+    def known_as(self, model: str) -> None:
+        """The model is a real one: clients' own words are no labels, they have no bound."""
         self.model = model
         self._gaps = TOKEN_GAP.model(model)
-        self._admitted = True
-        IN_FLIGHT.labels(model).inc()
 
     def token(self, now: float, *, first_choice: bool) -> None:
         """A delta came."""
@@ -113,8 +123,10 @@ class RequestRecord:
     def end(self, outcome: str, now: float, detail: str | None = None) -> None:
         """Tell everything, once."""
         REQUESTS.labels(self.model, self.endpoint, outcome).inc()
-        if self._admitted:
-            IN_FLIGHT.labels(self.model).dec()
+        if outcome == Cancelled.reason:
+            DISCONNECTS.labels(self.endpoint).inc()
+        if self._in_flight is not None:
+            self._in_flight.dec()
             DURATION.labels(self.model, self.endpoint).observe(now - self.started_s)
             INPUT_TOKENS.labels(self.model).inc(self.input_tokens)
             CACHED_TOKENS.labels(self.model).inc(self.cached_tokens)

@@ -18,13 +18,15 @@ from runtime.errors import (
     shown_error,
 )
 from runtime.request_record import OK, QUEUED, RequestRecord
+from runtime.tracing import Tracing
 from server.admission import Places
 from server.config import FrontDoorConfig
 from server.fleet import Fleet, ServedModel
 from server.flight import Flight, token_request
 from server.generation import Generation
 from server.limits import deadline_of, stall_of, within_limits
-from server.metrics import DECISIONS, RETRIES
+from server.metrics import CANCELS, DECISIONS, RETRIES
+from server.request_trace import RequestTrace
 from server.text.codec import EncodedPrompt
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
@@ -36,9 +38,15 @@ class DataPlane:
     """Runs generations over the fleet (a wire.generate.Backend, and the owner of generations)."""
 
     def __init__(
-        self, fleet: Fleet, config: FrontDoorConfig, *, text_threads: Executor | None = None
+        self,
+        fleet: Fleet,
+        config: FrontDoorConfig,
+        *,
+        text_threads: Executor | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._fleet = fleet
+        self._tracing = tracing or Tracing()
         self._config = config
         self._text_threads = text_threads
         self._flights: dict[Generation, Flight] = {}
@@ -85,6 +93,7 @@ class DataPlane:
         record = RequestRecord(
             request_id=request.request_id, endpoint=request.endpoint, started_s=time.monotonic()
         )
+        trace = RequestTrace(self._tracing, request, record.started_s) if self._tracing else None
         try:
             model = self._admit(request, record)
             request = within_limits(request, self._config)
@@ -92,9 +101,15 @@ class DataPlane:
             if deadline_s is not None and deadline_s <= record.started_s:
                 raise DeadlineExceeded("the deadline passed before the request began")
         except ServingError as error:
-            record.end(error.reason, time.monotonic(), error.message)
+            now = time.monotonic()
+            record.end(error.reason, now, error.message)
+            if trace is not None:
+                trace.end(record, error.reason, now)
             raise
-        return self._enter(Generation(request, self, record), model, deadline_s)
+        flight = Flight(model, key=str(next(self._keys)), record=record, trace=trace)
+        generation = Generation(request, self, record)
+        self._enter(generation, flight, deadline_s)
+        return generation
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Run one request; closing the iterator cancels it."""
@@ -131,11 +146,15 @@ class DataPlane:
         if flight.link is not None:
             if cancel:
                 flight.link.cancel(flight.slot)
+                CANCELS.labels(flight.record.model).inc()
             else:
                 flight.link.finished(flight.slot)
             flight.model.router.finished(flight.key, time.monotonic())
+        now = time.monotonic()
         outcome, detail = (OK, None) if error is None else (error.reason, error.message)
-        flight.record.end(outcome, time.monotonic(), detail)
+        flight.record.end(outcome, now, detail)
+        if flight.trace is not None:
+            flight.trace.end(flight.record, None if error is None else error.reason, now)
         self._leave(generation, flight.model)
         if not self._flights:
             self._idle.set()
@@ -173,14 +192,11 @@ class DataPlane:
             raise Overloaded(f"{len(self._flights)} requests are in flight; try again later")
         return model
 
-    def _enter(
-        self, generation: Generation, model: ServedModel, deadline_s: float | None
-    ) -> Generation:
-        record = generation.record
-        flight = Flight(model, key=str(next(self._keys)), record=record)
+    def _enter(self, generation: Generation, flight: Flight, deadline_s: float | None) -> None:
+        record = flight.record
         self._flights[generation] = flight
         self._idle.clear()
-        record.admitted(model.card.name)
+        record.admitted(record.model)
         if deadline_s is not None:
             late = DeadlineExceeded("the deadline passed before the final response")
             self._fail_later(generation, flight, deadline_s - record.started_s, late)
@@ -192,7 +208,6 @@ class DataPlane:
             shown = error if isinstance(error, ServingError) else None
             self.release(generation, cancel=True, error=shown or ServingError("not started"))
             raise
-        return generation
 
     def _takes_place(self, generation: Generation, flight: Flight) -> bool:
         config = self._config
@@ -252,6 +267,8 @@ class DataPlane:
             generation.fail(ModelNotReady(f"model {name!r} has no ready worker", param="model"))
 
     def _start(self, generation: Generation, flight: Flight) -> None:
+        if flight.trace is not None:
+            flight.trace.step("admit", time.monotonic())
         codec, request = flight.model.codec, generation.request
         if codec.is_long(request):
             loop = asyncio.get_running_loop()
@@ -272,11 +289,12 @@ class DataPlane:
     def _dispatch(self, generation: Generation, flight: Flight, prompt: EncodedPrompt) -> None:
         generation.begin(flight.model.codec, prompt)
         flight.prompt = prompt
+        if flight.trace is not None:
+            flight.trace.step("tokenize", time.monotonic())
         self._send(generation, flight, prompt)
 
     def _send(self, generation: Generation, flight: Flight, prompt: EncodedPrompt) -> None:
         request, model, name = generation.request, flight.model, flight.record.model
-        tokens = token_request(request, prompt, model.card)
         route = RouteRequest(
             request_id=flight.key,
             token_ids=prompt.token_ids,
@@ -288,6 +306,11 @@ class DataPlane:
         choice = model.router.choose(route, now)
         if choice is None:
             raise ModelNotReady(f"model {request.model!r} has no ready worker", param="model")
+        traceparent = request.traceparent
+        if flight.trace is not None:
+            flight.trace.step("route", time.monotonic())
+            traceparent = flight.trace.relay(choice.worker_id, now)
+        tokens = token_request(request, prompt, model.card, traceparent)
         flight.slot = model.links[choice.worker_id].submit(tokens, generation)
         flight.link = model.links[choice.worker_id]
         flight.sent_s = now

@@ -7,6 +7,7 @@ import msgspec
 
 from runtime.request_record import RequestRecord
 from server.fleet import ServedModel
+from server.request_trace import RequestTrace
 from server.text.codec import EncodedPrompt
 from server.worker_link import WorkerLink
 from wire.cards import ModelCard
@@ -30,6 +31,7 @@ class Flight:
     link: WorkerLink | None = None
     slot: int = -1
     sent_s: float = 0.0
+    trace: RequestTrace | None = None
     failed_workers: frozenset[str] = frozenset()
 
     def cancel_timers(self) -> None:
@@ -38,7 +40,9 @@ class Flight:
             timer.cancel()
 
 
-def token_request(request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard) -> TokenRequest:
+def token_request(
+    request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard, traceparent: str | None
+) -> TokenRequest:
     """Build the worker's request; raises ContextLengthExceeded when the prompt leaves no room."""
     fields = ("messages", "prompt_token_ids")
     sampling = fit_to_context(
@@ -57,4 +61,5 @@ def token_request(request: GenerateRequest, prompt: EncodedPrompt, card: ModelCa
         priority=request.priority,
         cache_salt=request.cache_salt,
         session_id=request.session_id,
+        traceparent=traceparent,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from runtime.discovery import Discovery
 from runtime.errors import Draining
 from runtime.rpc import Service
+from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
 from server.data_plane import DataPlane
 from server.fleet import Fleet, ServedModel
@@ -18,10 +19,14 @@ from wire.generate import Backend
 class FrontDoor:
     """Everything behind the front door's sockets. `run` must be running for it to serve."""
 
-    def __init__(self, config: FrontDoorConfig, discovery: Discovery) -> None:
+    def __init__(
+        self, config: FrontDoorConfig, discovery: Discovery, tracing: Tracing | None = None
+    ) -> None:
         self._text_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text")
         self._fleet = Fleet(config, discovery)
-        self._plane = DataPlane(self._fleet, config, text_threads=self._text_threads)
+        self._plane = DataPlane(
+            self._fleet, config, text_threads=self._text_threads, tracing=tracing
+        )
         self.services: list[Service] = [KServeService(self._fleet, self._plane).service]
         self.backend: Backend = self._plane
 

@@ -12,6 +12,11 @@ RETRIES = Counter(
     "Requests sent to another worker because theirs was lost before the first token.",
     ("model",),
 )
+CANCELS = Counter(
+    "penstock_worker_cancels",
+    "Requests stopped at their worker: clients gone, stop strings, limits.",
+    ("model",),
+)
 FRAMES = Counter("penstock_worker_frames_received", "Step frames read from workers.", ("model",))
 CONNECTED = Gauge("penstock_workers_connected", "Workers that can take requests.", ("model",))
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway_http.kserve_backend import KServeBackend
+from gateway_http.metered import MeteredBackend
 from runtime.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -18,6 +19,7 @@ from runtime.errors import (
     WorkerLost,
 )
 from runtime.grpc_client import RpcChannel
+from runtime.tracing import Tracing
 from tests.integration.stack import Stack, running_stack
 from tests.waiting import eventually
 from wire.generate import Backend, GenerateDelta, GenerateRequest
@@ -40,7 +42,7 @@ async def setup(request: Any, model_folder: Path) -> AsyncIterator[Setup]:
             yield Setup(stack.door.backend, stack)
             return
         channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
-        yield Setup(KServeBackend(channel), stack)
+        yield Setup(MeteredBackend(KServeBackend(channel), Tracing()), stack)
         await channel.close()
 
 

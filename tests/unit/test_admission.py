@@ -44,7 +44,7 @@ def test_lower_priority_numbers_go_first_and_equals_in_order_of_arrival() -> Non
     for name, priority in (("late", 5), ("first", 0), ("urgent", -1), ("second", 0)):
         one.enter(name, sequences=1, priority=priority)
     order = []
-    running = "running"
+    running: str | None = "running"
     while running is not None:
         one.leave(running)
         running = one.next()
