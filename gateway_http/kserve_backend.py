@@ -5,10 +5,18 @@ One ModelStreamInfer per request, so that cancelling a request is cancelling its
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
-from runtime.errors import DeadlineExceeded, ServingError, WorkerLost
-from runtime.grpc_client import RpcChannel
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from runtime.errors import Cancelled, DeadlineExceeded, Draining, ServingError, WorkerLost
+from runtime.grpc_client import ClientStream, RpcChannel
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
@@ -18,6 +26,13 @@ from wire.text_response import decode_text_response
 
 _DESCRIBE_S = 5.0
 _OUTPUTS = ("text_output", "finish_reason", "output_ids", "num_input_tokens")
+# Cancelled is what gRPC's own servers answer to a call that comes while they stop.
+_PATIENT = AsyncRetrying(
+    retry=retry_if_exception_type((Cancelled, Draining, WorkerLost)),
+    stop=stop_after_attempt(3),
+    wait=wait_random_exponential(multiplier=0.1, max=1.0),
+    reraise=True,
+)
 
 
 class KServeBackend:
@@ -45,27 +60,50 @@ class KServeBackend:
         return bool(answer.ready)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
-        """Run one request; closing the iterator cancels it."""
+        """Run one request; closing the iterator cancels it.
+
+        Until the first delta a request that finds its server stopping is sent again: another one
+        may answer at the same address.
+        """
         outputs = _OUTPUTS if request.sampling.logprobs is None else (*_OUTPUTS, "logprobs")
         message = encode_text_request(request, OutputSelection(outputs=outputs))
-        timeout_s = None
-        if request.deadline_s is not None:
-            timeout_s = request.deadline_s - time.monotonic()
-            if timeout_s <= 0:
-                raise DeadlineExceeded("the deadline passed before the request began")
-        trace = {"traceparent": request.traceparent} if request.traceparent else None
-        stream = self._channel.stream(
-            KSERVE, "ModelStreamInfer", timeout_s=timeout_s, metadata=trace
-        )
-        async with stream:
-            stream.send(message)
-            stream.half_close()
+        stream: ClientStream
+        delta: GenerateDelta
+        stream, delta = await _PATIENT(self._begin, request, message)
+        async with aclosing(stream):
+            yield delta
+            if delta.final:
+                return
             async for response in stream:
                 delta = decode_text_response(response)
                 yield delta
                 if delta.final:
                     return
         raise WorkerLost("the server ended the request without its final response")
+
+    async def _begin(
+        self, request: GenerateRequest, message: Any
+    ) -> tuple[ClientStream, GenerateDelta]:
+        """Return a stream, which the caller closes, and its first delta."""
+        timeout_s = None
+        if request.deadline_s is not None:
+            timeout_s = request.deadline_s - time.monotonic()
+            if timeout_s <= 0:
+                raise DeadlineExceeded("the deadline passed before the request began")
+        trace = {"traceparent": request.traceparent} if request.traceparent else None
+        async with AsyncExitStack() as resources:
+            stream = await resources.enter_async_context(
+                self._channel.stream(
+                    KSERVE, "ModelStreamInfer", timeout_s=timeout_s, metadata=trace
+                )
+            )
+            stream.send(message)
+            stream.half_close()
+            async for response in stream:
+                delta = decode_text_response(response)
+                resources.pop_all()
+                return stream, delta
+        raise WorkerLost("the server ended the request without an answer")
 
     async def _card(self, name: str) -> ModelCard:
         answer = await self._describe("ModelConfig", pb.ModelConfigRequest(name=name))

@@ -222,6 +222,11 @@ class ClientStream:
             raise
         return self._parse(data)
 
+    async def aclose(self) -> None:
+        """What leaving the block does, for a stream whose block outlives the function."""
+        self.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self._tasks.create_task(self._write())
@@ -233,8 +238,7 @@ class ClientStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.cancel()
-        await self._tasks.__aexit__(None, None, None)
+        await self.aclose()
 
     def _raise_if_cancelled_here(self) -> None:
         task = asyncio.current_task()
