@@ -40,6 +40,10 @@ class ProcessOptions:
                 raise InvalidConfig(f"{field.name} must be in [0, 65535]", param=field.name)
             if field.name.endswith(("_timeout_s", "_wait_s")) and not value >= 0:
                 raise InvalidConfig(f"{field.name} must be at least 0", param=field.name)
+        if self.otlp_endpoint and not re.match(r"https?://.", self.otlp_endpoint):
+            raise InvalidConfig(
+                "otlp_endpoint must begin with http:// or https://", param="otlp_endpoint"
+            )
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", self.metrics_prefix):
             raise InvalidConfig(
                 "metrics_prefix must be letters, digits and _, no digit first",
