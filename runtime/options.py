@@ -49,6 +49,10 @@ class ProcessOptions:
             if field.name.endswith(("_timeout_s", "_wait_s")) and not value >= 0:
                 raise InvalidConfig(f"{field.name} must be at least 0", param=field.name)
         _ = self.server_tls
+        if self.otlp_endpoint and not re.match(r"https?://.", self.otlp_endpoint):
+            raise InvalidConfig(
+                "otlp_endpoint must begin with http:// or https://", param="otlp_endpoint"
+            )
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", self.metrics_prefix):
             raise InvalidConfig(
                 "metrics_prefix must be letters, digits and _, no digit first",

@@ -1,5 +1,6 @@
 """The worker's settings: flags of `penstock worker`, read by runtime/config.py."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from worker.sim_timing import SimTiming
 
 ENGINES = ("vllm", "sim")
 _LEAST = {
+    "canary_interval_s": 0,
     "sim_speedup": 0,
     "sim_mean_answer_tokens": 0,
     "sim_block_size": 1,
@@ -42,6 +44,17 @@ class WorkerConfig(ProcessOptions):
     probe_timeout_s: float = option(
         30.0, help="time after which a silent engine is taken for dead", unit="s"
     )
+    canary_interval_s: float = option(
+        10.0, help="idle time after which the engine is asked for one token; 0 is never", unit="s"
+    )
+    canary_timeout_s: float = option(30.0, help="time for that token to come", unit="s")
+    canary_tokens: str = option("1", help="token ids of that request's prompt, joined by commas")
+    stall_timeout_s: float = option(
+        120.0,
+        help="time without a step while requests run after which the engine is taken for hung; "
+        "0 is never",
+        unit="s",
+    )
     sim_speedup: float = option(
         1.0, help="simulator: how many times faster than real time; 0 is no delay"
     )
@@ -63,14 +76,23 @@ class WorkerConfig(ProcessOptions):
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         ProcessOptions.__post_init__(self)
-        for name in ("probe_interval_s", "probe_timeout_s"):
+        for name in ("probe_interval_s", "probe_timeout_s", "canary_timeout_s"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} must be above 0", param=name)
+        if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", self.canary_tokens):
+            raise InvalidConfig(
+                "canary_tokens must be token ids joined by commas", param="canary_tokens"
+            )
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise InvalidConfig(f"{name} must be at least {least}", param=name)
         if self.sim_context_length is not None and self.sim_context_length < 2:
             raise InvalidConfig("sim_context_length must be at least 2", param="sim_context_length")
+
+    @property
+    def canary_prompt(self) -> tuple[int, ...]:
+        """The canary's prompt."""
+        return tuple(int(token) for token in self.canary_tokens.split(","))
 
     @property
     def sim(self) -> SimConfig:

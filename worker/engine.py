@@ -21,11 +21,21 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine's last known load; `kv_usage` in [0, 1] counts blocks of live requests."""
+    """The engine's last known load, and what it has counted since its start.
+
+    `kv_usage` in [0, 1] counts blocks of live requests. `stepped_s` (`time.monotonic`) is when a
+    step last ended, with several ranks that of the busy rank which is furthest behind; None before
+    the first. Of `cache_queried_tokens`, prompt tokens looked up in the prefix cache,
+    `cache_hit_tokens` were there.
+    """
 
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0
+    steps: int = 0
+    stepped_s: float | None = None
+    cache_queried_tokens: int = 0
+    cache_hit_tokens: int = 0
 
 
 class Engine(Protocol):
@@ -40,6 +50,10 @@ class Engine(Protocol):
       Ids may repeat across time but not among running requests: that raises InvalidRequest.
     * An answer that meets the end of the context ends with LENGTH, whatever `max_tokens` says.
     * An end token that ended a choice is the last of its `token_ids`.
+    * A request's first delta says `cached_tokens` and `queued_s`; no other does.
+    * `load` counts a step when it has ended, a moment after its deltas at the latest. While any
+      request runs steps follow each other, also through a long prompt: an engine that makes none
+      hangs.
     * `cancel` frees the request's place and its blocks, at the latest with the engine's next step;
       its sink gets nothing after `cancel` has returned. Unknown ids are ignored.
     * `probe` proves that the engine still takes and answers calls: it raises EngineFailed, or

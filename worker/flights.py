@@ -4,16 +4,21 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from typing import Protocol
 
 import msgspec
 
-from runtime.errors import DeadlineExceeded, Draining, ServingError
+from runtime.errors import Cancelled, DeadlineExceeded, Draining, ServingError
+from runtime.tracing import Tracing
 from wire.generate import Usage
 from wire.tokens import TokenDelta, TokenRequest
 from worker.engine import Engine
+from worker.spans import RequestSpans
 
 log = logging.getLogger(__name__)
+
+OK = "ok"
 
 
 class Answer(Protocol):
@@ -31,13 +36,20 @@ class Answer(Protocol):
 class Flight:
     """One accepted request (the engine's TokenSink): counts its tokens and knows its end."""
 
-    def __init__(self, flights: "Flights", engine_id: str, request: TokenRequest) -> None:
+    def __init__(
+        self,
+        flights: "Flights",
+        engine_id: str,
+        request: TokenRequest,
+        spans: RequestSpans | None = None,
+    ) -> None:
         self.engine_id = engine_id
         self.completion_tokens = 0
         self.cached_tokens = 0
         self._prompt_tokens = len(request.token_ids)
         self._open_choices = request.sampling.n
         self._flights = flights
+        self._spans = spans
         self._answer: Answer | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -61,48 +73,65 @@ class Flight:
         """Take the engine's next delta."""
         if self._answer is None:
             return
-        self.completion_tokens += len(delta.token_ids)
+        tokens = len(delta.token_ids)
+        self.completion_tokens += tokens
+        self._flights.output_tokens += tokens
         if delta.cached_tokens is not None:
             self.cached_tokens = delta.cached_tokens
+            if self._spans is not None:
+                self._spans.note_first(delta.queued_s)
         if delta.finish_reason is not None:
             self._open_choices -= 1
         answer, final = self._answer, self._open_choices == 0
         if final:
-            self._end()
+            self._end(OK)
         answer.put(delta, final=final)
 
     def fail(self, error: ServingError) -> None:
         """Take the engine's error."""
         if self._answer is not None:
             answer = self._answer
-            self._end()
+            self._end(error.reason)
             answer.fail(error)
 
     def cancel(self) -> None:
         """End it in the engine, with no word to its answer. Does nothing after the end."""
         if self._answer is not None:
-            self._end()
+            self._end(Cancelled.reason)
             self._flights.engine.cancel(self.engine_id)
 
-    def _expire(self) -> None:
+    def abandon(self, error: ServingError) -> None:
+        """End it in the engine and its answer with `error`."""
         if self._answer is not None:
-            answer = self._answer
-            self.cancel()
-            answer.fail(DeadlineExceeded("the deadline passed before the answer was complete"))
+            self._flights.engine.cancel(self.engine_id)
+            self.fail(error)
 
-    def _end(self) -> None:
+    def _expire(self) -> None:
+        self.abandon(DeadlineExceeded("the deadline passed before the answer was complete"))
+
+    def _end(self, outcome: str) -> None:
         self._answer = None
         if self._timer is not None:
             self._timer.cancel()
-        self._flights.ended(self)
+        self._flights.ended(self, outcome)
+        if self._spans is not None:
+            self._spans.end(self.usage, None if outcome == OK else outcome)
 
 
 class Flights:
-    """All running requests of a worker."""
+    """All running requests of a worker, and what came of those before them.
 
-    def __init__(self, engine: Engine) -> None:
+    `outcomes` counts requests by how they ended: "ok", or the reason of the error.
+    """
+
+    def __init__(self, engine: Engine, model: str = "", tracing: Tracing | None = None) -> None:
         self.engine = engine
         self.draining = False
+        self.outcomes: Counter[str] = Counter({OK: 0})
+        self.output_tokens = 0
+        self.frames_sent = 0
+        self._model = model
+        self._tracing = tracing or Tracing()
         self._running: dict[str, Flight] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -118,23 +147,42 @@ class Flights:
         The engine's id is made here: clients may use one id for several requests. Raises a
         ServingError, and nothing was started: Draining, DeadlineExceeded, or the engine's.
         """
-        if self.draining:
-            raise Draining("the worker is stopping and takes no new requests")
-        if deadline_s is not None and deadline_s <= time.monotonic():
-            raise DeadlineExceeded("the deadline passed before the request began")
-        flight = Flight(self, f"r{next(self._numbers)}", request)
-        self.engine.submit(msgspec.structs.replace(request, request_id=flight.engine_id), flight)
+        try:
+            flight = self._submit(request, deadline_s)
+        except ServingError as error:
+            self.outcomes[error.reason] += 1
+            raise
         self._running[flight.engine_id] = flight
         self._idle.clear()
         flight.open(answer, deadline_s)
         return flight
 
-    def ended(self, flight: Flight) -> None:
+    def ended(self, flight: Flight, outcome: str) -> None:
         """Forget a flight; only for the flight itself."""
+        self.outcomes[outcome] += 1
         del self._running[flight.engine_id]
         if not self._running:
             self._idle.set()
 
+    def abandon(self, error: ServingError) -> int:
+        """End all that run with `error`; returns how many that were."""
+        left = list(self._running.values())
+        for flight in left:
+            flight.abandon(error)
+        return len(left)
+
     async def wait_idle(self) -> None:
         """Wait until nothing runs."""
         await self._idle.wait()
+
+    def _submit(self, request: TokenRequest, deadline_s: float | None) -> Flight:
+        if self.draining:
+            raise Draining("the worker is stopping and takes no new requests")
+        if deadline_s is not None and deadline_s <= time.monotonic():
+            raise DeadlineExceeded("the deadline passed before the request began")
+        spans = None
+        if self._tracing and request.traceparent is not None:
+            spans = RequestSpans(self._tracing, request.traceparent, self._model)
+        flight = Flight(self, f"r{next(self._numbers)}", request, spans)
+        self.engine.submit(msgspec.structs.replace(request, request_id=flight.engine_id), flight)
+        return flight

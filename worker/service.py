@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from runtime.errors import InvalidRequest, ModelNotFound, ServingError
 from runtime.rpc import Call, CallHandler, CallInfo, Service
+from runtime.tracing import Tracing
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.frames import FRAMES_HEADER
@@ -26,11 +27,12 @@ EXTENSIONS = ("model_configuration", "parameters")
 class WorkerService:
     """The handlers. `ready` says whether new requests are welcome."""
 
-    def __init__(self, engine: Engine, card: ModelCard) -> None:
+    def __init__(self, engine: Engine, card: ModelCard, tracing: Tracing | None = None) -> None:
+        self.flights = Flights(engine, card.name, tracing)
         self._engine = engine
-        self._card = card
+        self.card = card
         self._names = {card.name, *card.aliases}
-        self._flights = Flights(engine)
+        self._withdrawn = False
         # Calls own their streams; here they are only found to be ended when the worker stops.
         self._streams: WeakSet[FrameStream | ResponseStream] = WeakSet()
         self.service = Service(
@@ -50,24 +52,38 @@ class WorkerService:
     @property
     def in_flight(self) -> int:
         """Requests accepted and not ended."""
-        return len(self._flights)
+        return len(self.flights)
+
+    @property
+    def draining(self) -> bool:
+        """Whether this worker is on its way out, even if it still takes requests."""
+        return self._withdrawn or self.flights.draining
 
     @property
     def ready(self) -> bool:
-        """Whether the engine lives and the worker is not draining."""
-        return self._engine.failure is None and not self._flights.draining
+        """Whether the engine lives and the worker is not on its way out."""
+        return self._engine.failure is None and not self.draining
+
+    @property
+    def engine_kind(self) -> str:
+        """Which engine it is."""
+        return self._engine.info.kind
 
     def load(self) -> EngineLoad:
         """The engine's last known load."""
         return self._engine.load()
 
+    def withdraw(self) -> None:
+        """Say that this worker is not ready any more; who has not heard of it is still served."""
+        self._withdrawn = True
+
     def drain(self) -> None:
         """Refuse new requests from now on; running ones go on."""
-        self._flights.draining = True
+        self.flights.draining = True
 
     async def wait_idle(self) -> None:
         """Wait until no request runs."""
-        await self._flights.wait_idle()
+        await self.flights.wait_idle()
 
     def end_streams(self) -> None:
         """End every open stream with OK once its running requests are answered."""
@@ -91,11 +107,11 @@ class WorkerService:
 
     async def _model_metadata(self, message: Any, info: CallInfo) -> Any:
         self._check_model(message.name, message.version)
-        return token_metadata(self._card)
+        return token_metadata(self.card)
 
     async def _model_config(self, message: Any, info: CallInfo) -> Any:
         self._check_model(message.name, message.version)
-        return token_config(self._card)
+        return token_config(self.card)
 
     async def _infer(self, message: Any, info: CallInfo) -> Any:
         request = self._decode(message)
@@ -103,7 +119,7 @@ class WorkerService:
             raise InvalidRequest("n above 1 needs ModelStreamInfer", param="n")
         answer = _WholeAnswer()
         deadline_s = request_deadline_s(message, info.deadline_s)
-        flight = self._flights.begin(request, answer, deadline_s)
+        flight = self.flights.begin(request, answer, deadline_s)
         try:
             await answer.done.wait()
         finally:
@@ -111,7 +127,7 @@ class WorkerService:
         if answer.error is not None:
             raise answer.error
         return encode_token_response(
-            model=self._card.name,
+            model=self.card.name,
             request_id=message.id,
             delta=answer.delta,
             final=True,
@@ -120,7 +136,7 @@ class WorkerService:
 
     def _stream(self, call: Call) -> CallHandler:
         kind = FrameStream if call.info.metadata.get(FRAMES_HEADER) == "1" else ResponseStream
-        stream = kind(call, self._flights, self._card.name, self._decode, request_deadline_s)
+        stream = kind(call, self.flights, self.card.name, self._decode, request_deadline_s)
         self._streams.add(stream)
         return stream
 

@@ -4,19 +4,25 @@ import asyncio
 import logging
 import re
 import socket
+import time
 import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
+from typing import Any
 
 import msgspec
 from prometheus_client import REGISTRY
 
 from runtime.discovery import Lease, Record
 from runtime.discovery_open import open_discovery
-from runtime.errors import ServingError
+from runtime.errors import WorkerLost
 from runtime.grpc_server import GrpcServer
 from runtime.lifecycle import Stage, StopRequest, log_waiting, run_stages, stop_on_signals
+from runtime.metrics import set_build_info
 from runtime.ready_file import remove_ready_file, write_ready_file
 from runtime.status_server import StatusServer
+from runtime.tracing import Tracing, start_tracing
 from wire.cards import INSTANCE_KIND, WorkerInstance
 from wire.pool import KSERVE, POOL, rpc_types
 from worker.card import make_card
@@ -25,6 +31,7 @@ from worker.engine import Engine
 from worker.metrics import WorkerCollector
 from worker.models import ResolvedModel
 from worker.service import WorkerService
+from worker.watch import EngineWatch
 
 log = logging.getLogger(__name__)
 
@@ -38,38 +45,54 @@ async def serve_worker(
 ) -> int:
     """Serve until `stop`, a signal, or the engine's end; returns the exit code.
 
-    Raises ServingError when the worker cannot start; nothing is left running then.
+    Raises ServingError, perhaps in a group, when the worker cannot start; nothing is left running
+    then.
     """
     stop = stop or StopRequest()
     worker = WorkerProcess(config, engine, model)
     hard_limit_s = config.drain_timeout_s + config.withdraw_wait_s + 2 * CLOSE_LIMIT_S
     with stop_on_signals(stop, hard_limit_s=hard_limit_s):
         try:
-            await worker.start()
+            await _start_unless_stopped(worker, stop)
             async with asyncio.TaskGroup() as tasks:
-                watches = [
-                    tasks.create_task(worker.watch_engine(stop)),
-                    tasks.create_task(worker.probe_engine(stop)),
-                ]
+                watching = tasks.create_task(worker.watch(stop))
                 log.info("stopping: %s", await stop.wait())
-                for watch in watches:
-                    watch.cancel()
+                watching.cancel()
         finally:
-            failed = engine.failure is not None or worker.unresponsive
-            await worker.stop(failed=failed)
-    return 1 if failed else 0
+            await worker.stop()
+    return 1 if worker.failure else 0
+
+
+async def _start_unless_stopped(worker: "WorkerProcess", stop: StopRequest) -> None:
+    """Start; a stop that is asked for meanwhile does not wait for the engine's warm-up."""
+
+    async def cut_short() -> None:
+        await stop.wait()
+        starting.reschedule(asyncio.get_running_loop().time())
+
+    async with asyncio.TaskGroup() as tasks:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as starting:
+                cutting = tasks.create_task(cut_short())
+                await worker.start()
+        cutting.cancel()
 
 
 class WorkerProcess:
-    """What a worker process holds, and the order in which it comes and goes."""
+    """What a worker process holds, and the order in which it comes and goes.
+
+    `failure` says why it must end although nobody asked it to.
+    """
 
     def __init__(self, config: WorkerConfig, engine: Engine, model: ResolvedModel) -> None:
-        self.unresponsive = False
+        self.failure: str | None = None
         self._config = config
         self._engine = engine
         self._model = model
         self._discovery = open_discovery(config.discovery, config.discovery_path)
+        self._tracing = Tracing()
         self._service: WorkerService | None = None
+        self._watch: EngineWatch | None = None
         self._server: GrpcServer | None = None
         self._status: StatusServer | None = None
         self._lease: Lease | None = None
@@ -79,29 +102,25 @@ class WorkerProcess:
         """Become ready: engine answers, ports open, lease written, in that order."""
         config = self._config
         info = await self._engine.start()
+        self._tracing = start_tracing(config.otlp_endpoint, "worker")
         card = make_card(
             self._model.path, config.model_name or self._model.name, info, config.model_alias
         )
-        self._service = service = WorkerService(self._engine, card)
+        self._service = WorkerService(self._engine, card, self._tracing)
+        self._watch = EngineWatch(self._service.flights, config)
         self._server = GrpcServer(
-            services=[service.service],
+            services=[self._service.service],
             rpc_types=rpc_types,
             pool=POOL,
             host=config.host,
             port=config.grpc_port,
         )
+        self._set_serving(False)
         address = await self._server.start()
-        self._collector = WorkerCollector(service, card.name)
-        REGISTRY.register(self._collector)
-        self._status = StatusServer(
-            host=config.status_host,
-            port=config.metrics_port,
-            is_ready=lambda: self.ready,
-            prefix=config.metrics_prefix,
-        )
-        status_url = self._status.start()
+        instance_id = _instance_id(card.name)
+        status_url = self._start_status(describe_worker(instance_id, self._service, self._watch))
         instance = WorkerInstance(
-            instance_id=_instance_id(card.name),
+            instance_id=instance_id,
             address=_reachable(address, config.advertise_host),
             card=card,
             engine=info.kind,
@@ -119,61 +138,79 @@ class WorkerProcess:
             write_ready_file(config.ready_file, bound)
         log.info("ready: %s on %s, %d tokens of context", card.name, address, card.context_length)
 
+    def _start_status(self, describe: Callable[[], Mapping[str, Any]]) -> str:
+        assert self._service is not None
+        assert self._watch is not None
+        set_build_info("worker")
+        self._collector = WorkerCollector(self._service, self._watch, self._service.card.name)
+        REGISTRY.register(self._collector)
+        self._status = StatusServer(
+            host=self._config.status_host,
+            port=self._config.metrics_port,
+            is_ready=lambda: self.ready,
+            describe=describe,
+            prefix=self._config.metrics_prefix,
+        )
+        return self._status.start()
+
     @property
     def ready(self) -> bool:
         """Whether new requests are welcome."""
         return self._lease is not None and self._service is not None and self._service.ready
 
-    async def watch_engine(self, stop: StopRequest) -> None:
-        """Stop the process when the engine dies."""
-        stop.request(f"the engine failed: {await self._engine.wait_failed()}")
+    async def watch(self, stop: StopRequest) -> None:
+        """Ask for the stop when the engine cannot go on."""
+        assert self._watch is not None
+        self.failure = await self._watch.run()
+        stop.request(self.failure)
 
-    async def probe_engine(self, stop: StopRequest) -> None:
-        """Stop the process when the engine no longer answers."""
-        config = self._config
-        while not stop.requested:
-            await asyncio.sleep(config.probe_interval_s)
-            try:
-                await self._engine.probe(config.probe_timeout_s)
-            except (ServingError, TimeoutError) as error:
-                self.unresponsive = True
-                why = str(error) or f"no answer for {config.probe_timeout_s:g} s"
-                stop.request(f"the engine's probe failed: {why}")
-
-    async def stop(self, *, failed: bool) -> None:
-        """Leave in order; `failed` skips all waiting for an engine that will not answer."""
-        drain_s = 0.0 if failed else self._config.drain_timeout_s
-        wait_s = 0.0 if failed else self._config.withdraw_wait_s
+    async def stop(self) -> None:
+        """Leave in order; nothing is waited for after a failure or before anybody has come."""
         stages = [Stage(name="withdraw", action=self._withdraw, limit_s=CLOSE_LIMIT_S)]
         if self._service is not None:
             service = self._service
-            stages += [
-                Stage(name="front doors", action=lambda: asyncio.sleep(wait_s)),
-                Stage(name="requests", action=lambda: _drain(service, drain_s), limit_s=drain_s),
-            ]
+            if self.failure is None and self._lease is not None:
+                wait_s, drain_s = self._config.withdraw_wait_s, self._config.drain_timeout_s
+                stages += [
+                    Stage(name="front doors", action=lambda: asyncio.sleep(wait_s)),
+                    Stage(name="drain", action=lambda: _drain(service, drain_s), limit_s=drain_s),
+                ]
+            stages.append(Stage(name="cancel", action=lambda: self._cancel(service)))
         stages.append(Stage(name="engine", action=self._engine.close, limit_s=CLOSE_LIMIT_S))
         if self._server is not None:
             stages.append(Stage(name="gRPC", action=self._stop_server, limit_s=CLOSE_LIMIT_S))
-        stages.append(Stage(name="discovery", action=self._close_discovery, limit_s=CLOSE_LIMIT_S))
+        stages += [
+            Stage(name="discovery", action=self._discovery.close, limit_s=CLOSE_LIMIT_S),
+            Stage(name="traces", action=lambda: asyncio.to_thread(self._tracing.close)),
+            Stage(name="status", action=self._stop_status, limit_s=CLOSE_LIMIT_S),
+        ]
         await run_stages(stages)
 
     async def _withdraw(self) -> None:
         if self._config.ready_file is not None:
             remove_ready_file(self._config.ready_file)
         lease, self._lease = self._lease, None
+        if self._service is not None:
+            self._service.withdraw()
         self._set_serving(False)
         if lease is not None:
             await lease.withdraw()
 
+    async def _cancel(self, service: WorkerService) -> None:
+        service.drain()
+        why = self.failure or "the worker stopped before the answer was complete"
+        left = service.flights.abandon(WorkerLost(why))
+        if left:
+            log.warning("%d requests were given up", left)
+
     async def _stop_server(self) -> None:
-        # After the engine: requests it had to give up have had their error by now.
+        # After the engine: what was given up has had its error by now.
         if self._service is not None:
             self._service.end_streams()
         if self._server is not None:
             await self._server.stop(GRPC_STOP_S)
 
-    async def _close_discovery(self) -> None:
-        await self._discovery.close()
+    async def _stop_status(self) -> None:
         if self._status is not None:
             self._status.stop()
         if self._collector is not None:
@@ -181,9 +218,44 @@ class WorkerProcess:
             self._collector = None
 
     def _set_serving(self, serving: bool) -> None:
-        if self._server is not None:
-            for service in ("", KSERVE):
-                self._server.set_serving(service, serving)
+        if self._server is not None and self._service is not None:
+            card = self._service.card
+            for name in ("", KSERVE, card.name, *card.aliases):
+                self._server.set_serving(name, serving)
+
+
+def describe_worker(
+    instance_id: str, service: WorkerService, watch: EngineWatch
+) -> Callable[[], Mapping[str, Any]]:
+    """Return what makes the JSON of /health, on the status port's thread."""
+
+    def describe() -> Mapping[str, Any]:
+        load = service.load()
+        return {
+            "process": "worker",
+            "version": version("penstock"),
+            "instance_id": instance_id,
+            "model": service.card.name,
+            "engine": service.engine_kind,
+            "draining": service.draining,
+            "in_flight": service.in_flight,
+            "load": {
+                "running": load.running,
+                "waiting": load.waiting,
+                "kv_usage": load.kv_usage,
+            },
+            "last_step_age_s": _age_s(load.stepped_s),
+            "canary": {
+                "last_ok_age_s": _age_s(watch.canary_ok_s),
+                "failures": watch.canary_failures,
+            },
+        }
+
+    return describe
+
+
+def _age_s(when_s: float | None) -> float | None:
+    return None if when_s is None else round(time.monotonic() - when_s, 3)
 
 
 async def _drain(service: WorkerService, limit_s: float) -> None:

@@ -6,6 +6,7 @@ chaos tests and benchmarks. Imports neither vLLM nor torch.
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, field
 
 from runtime.errors import (
@@ -131,6 +132,8 @@ class _Running:
         self.request = request
         self.sink = sink
         self.prompt_state = fold(request.token_ids)
+        self.submitted_s = time.monotonic()
+        self.queued_s: float | None = None
         self.first = True
         self.choices = [_Choice(self, i, vocabulary) for i in range(request.sampling.n)]
 
@@ -180,7 +183,9 @@ class SimEngine:
         self._choices: dict[Sequence, _Choice] = {}
         self._failed = asyncio.Event()
         self._hanging = False
-        self._steps = 0
+        self._steps_begun = 0
+        self._steps_ended = 0
+        self._stepped_s: float | None = None
         self._timer: asyncio.Handle | None = None
 
     async def start(self) -> EngineInfo:
@@ -218,6 +223,10 @@ class SimEngine:
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             kv_usage=self._cache.live_blocks / self._cache.capacity,
+            steps=self._steps_ended,
+            stepped_s=self._stepped_s,
+            cache_queried_tokens=self._scheduler.queried_tokens,
+            cache_hit_tokens=self._scheduler.hit_tokens,
         )
 
     async def probe(self, timeout_s: float) -> None:
@@ -277,12 +286,13 @@ class SimEngine:
 
     def _run_step(self) -> None:
         self._timer = None
-        self._steps += 1
-        if self._steps == self.config.die_after_steps:
-            return self.die(f"the simulated engine died in step {self._steps}, as configured")
-        if self._steps == self.config.hang_after_steps:
+        self._steps_begun += 1
+        if self._steps_begun == self.config.die_after_steps:
+            return self.die(f"the simulated engine died in step {self._steps_begun}, as configured")
+        if self._steps_begun == self.config.hang_after_steps:
             return self.hang()
         work = self._scheduler.plan()
+        self._note_admitted()
         duration_s = self.config.timing.step_s([chunk for _, chunk in work])
         if duration_s == 0:
             return self._finish_step(work)
@@ -290,8 +300,17 @@ class SimEngine:
         self._timer = loop.call_later(duration_s, self._finish_step, work)
         return None
 
+    def _note_admitted(self) -> None:
+        now_s = time.monotonic()
+        for sequence in self._scheduler.admitted:
+            running = self._choices[sequence].running
+            if running.queued_s is None:
+                running.queued_s = now_s - running.submitted_s
+
     def _finish_step(self, work: list[tuple[Sequence, Chunk]]) -> None:
         self._timer = None
+        self._steps_ended += 1
+        self._stepped_s = time.monotonic()
         for sequence, chunk in work:
             # A sink may cancel any request, also one of this step.
             choice = self._choices.get(sequence)
@@ -305,6 +324,7 @@ class SimEngine:
         if running.first:
             running.first = False
             delta.cached_tokens = choice.sequence.cached_tokens
+            delta.queued_s = running.queued_s
             delta.prompt_logprobs = running.prompt_logprobs()
         if delta.finish_reason is not None:
             self._drop(choice)

@@ -35,6 +35,8 @@ class Scheduler:
 
     Running sequences go first, so that answers flow while prompts are computed in chunks
     (vLLM's chunked prefill): `max_tokens_per_step` tokens in all, `max_sequences` at once.
+    `admitted` are the sequences that the last plan took from the queue. Tokens looked up in the
+    cache, and found there, are counted.
     """
 
     def __init__(
@@ -46,6 +48,9 @@ class Scheduler:
         self._max_tokens_per_step = max_tokens_per_step
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
+        self.admitted: list[Sequence] = []
+        self.queried_tokens = 0
+        self.hit_tokens = 0
         self._preempted: set[Sequence] = set()
 
     def add(self, sequence: Sequence) -> None:
@@ -65,6 +70,7 @@ class Scheduler:
         budget = self._max_tokens_per_step
         chosen: list[tuple[Sequence, Chunk]] = []
         self._preempted.clear()
+        self.admitted.clear()
         for sequence in list(self.running):
             if budget and sequence not in self._preempted and self._grow(sequence, budget):
                 chosen.append((sequence, self._chunk(sequence, budget)))
@@ -77,6 +83,7 @@ class Scheduler:
             if not self._admit(sequence, budget):
                 break
             self.running.append(self.waiting.popleft())
+            self.admitted.append(sequence)
             chosen.append((sequence, self._chunk(sequence, budget)))
             budget -= chosen[-1][1].new_tokens
         return chosen
@@ -137,6 +144,9 @@ class Scheduler:
         sequence.computed = start
         if not sequence.answered:
             sequence.cached_tokens = sequence.computed
+            if sequence.reuse:
+                self.queried_tokens += len(sequence.token_ids)
+                self.hit_tokens += sequence.computed
         return True
 
     def _preempt(self, sequence: Sequence) -> None:

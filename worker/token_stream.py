@@ -140,6 +140,7 @@ class FrameStream(_Stream):
     def _send(self) -> None:
         if self._frame:
             self._call.send(self._frame.take(self.model))
+            self._flights.frames_sent += 1
 
 
 class _SlotAnswer:

@@ -54,7 +54,7 @@ class VllmEngine:
 
     def build(self) -> None:
         """Load the model: blocking, in the main thread; raises InvalidConfig, EngineFailed."""
-        self._started = build_vllm(self._settings, self._load.logger)
+        self._started = build_vllm(self._settings, self._load.logger_class)
         self._llm = self._started.llm
 
     async def start(self) -> EngineInfo:

@@ -89,9 +89,17 @@ def deltas(output: Any, *, first: bool) -> list[TokenDelta]:
     found = [_delta(choice) for choice in output.outputs]
     if first and found:
         found[0].cached_tokens = output.num_cached_tokens or 0
+        found[0].queued_s = _queued_s(output.metrics)
         if output.prompt_logprobs:
             found[0].prompt_logprobs = [_position(entry or {}) for entry in output.prompt_logprobs]
     return found
+
+
+def _queued_s(stats: Any) -> float | None:
+    # vllm.v1.metrics.stats.RequestStateStats; None when vLLM keeps none. A time of 0 is not set.
+    if stats is None or not stats.scheduled_ts:
+        return None
+    return max(0.0, float(stats.scheduled_ts - stats.queued_ts))
 
 
 def _delta(choice: Any) -> TokenDelta:

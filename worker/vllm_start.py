@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,11 +42,12 @@ class StartedVllm:
     rpc_folder: Path
 
 
-def build_vllm(settings: VllmSettings, stat_logger: Any) -> StartedVllm:
+def build_vllm(settings: VllmSettings, stat_logger_class: Callable[[], type]) -> StartedVllm:
     """Load the model and start the engine's processes; blocks for seconds to minutes.
 
-    `stat_logger` is called with (vllm_config, engine_index) and returns a StatLoggerBase. Raises
-    InvalidConfig for what the arguments or the model are to blame for, EngineFailed otherwise.
+    `stat_logger_class` returns a subclass of vLLM's AggregateStatLoggerBase, which can be imported
+    by then. Raises InvalidConfig for what the arguments or the model are to blame for,
+    EngineFailed otherwise.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("the engine must be built by the main thread, which outlives it")
@@ -82,7 +83,9 @@ def build_vllm(settings: VllmSettings, stat_logger: Any) -> StartedVllm:
     guard_forked_children()
     # No local name for it: something in vLLM's imports keeps this frame, and `close` must be able
     # to free the engine.
-    return StartedVllm(llm=_construct(config, stat_logger), config=config, rpc_folder=rpc_folder)
+    return StartedVllm(
+        llm=_construct(config, stat_logger_class()), config=config, rpc_folder=rpc_folder
+    )
 
 
 def _compile_nothing() -> None:

@@ -4,8 +4,8 @@ A case gets a started engine whose context is CONTEXT tokens. It leaves nothing 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import numpy as np
 
@@ -16,14 +16,12 @@ from runtime.errors import (
     Unsupported,
     WorkerLost,
 )
+from tests.contracts.engine_asking import WAIT_S, answer, ask, refusal, wait_idle
 from tests.contracts.engine_requests import BAD_REQUESTS, BAD_STRUCTURES, PROMPT
-from tests.waiting import eventually
-from wire.sampling import Sampling
-from wire.tokens import FinishReason, TokenDelta, TokenRequest
+from wire.tokens import FinishReason
 from worker.engine import Engine
 
 CONTEXT = 256
-WAIT_S = 30.0
 
 Case = Callable[[Engine], Awaitable[None]]
 CASES: dict[str, Case] = {}
@@ -32,82 +30,6 @@ CASES: dict[str, Case] = {}
 def case(function: Case) -> Case:
     CASES[function.__name__] = function
     return function
-
-
-class Collected:
-    """A TokenSink that keeps everything and knows when its request is over."""
-
-    def __init__(self, choices: int = 1) -> None:
-        self.deltas: list[TokenDelta] = []
-        self.error: ServingError | None = None
-        self.over = asyncio.Event()
-        self.first = asyncio.Event()
-        self._open = choices
-
-    def put(self, delta: TokenDelta) -> None:
-        assert not self.over.is_set(), "a delta came after the end"
-        self.deltas.append(delta)
-        self.first.set()
-        self._open -= delta.finish_reason is not None
-        if not self._open:
-            self.over.set()
-
-    def fail(self, error: ServingError) -> None:
-        assert not self.over.is_set(), "an error came after the end"
-        self.error = error
-        self.first.set()
-        self.over.set()
-
-    def ids(self, index: int = 0) -> list[int]:
-        return [i for delta in self.deltas if delta.index == index for i in delta.token_ids]
-
-    def finish(self, index: int = 0) -> FinishReason | None:
-        return [delta for delta in self.deltas if delta.index == index][-1].finish_reason
-
-    async def wait(self) -> "Collected":
-        async with asyncio.timeout(WAIT_S):
-            await self.over.wait()
-        return self
-
-
-def ask(engine: Engine, prompt: Any = None, *, request_id: str = "a", **fields: Any) -> Collected:
-    """Submit a request; sampling parameters and request fields by name."""
-    request_fields = {
-        name: fields.pop(name)
-        for name in ("cache_salt", "priority", "lora_name", "data_parallel_rank", "session_id")
-        if name in fields
-    }
-    fields = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True} | fields
-    sink = Collected(fields.get("n", 1))
-    request = TokenRequest(
-        request_id=request_id,
-        token_ids=PROMPT if prompt is None else prompt,
-        sampling=Sampling(**fields),
-        **request_fields,
-    )
-    engine.submit(request, sink)
-    return sink
-
-
-async def answer(engine: Engine, prompt: Any = None, **fields: Any) -> Collected:
-    sink = await ask(engine, prompt, **fields).wait()
-    assert sink.error is None, sink.error
-    return sink
-
-
-async def refusal(engine: Engine, prompt: Any = None, **fields: Any) -> ServingError:
-    """The error a request gets, at once or as its end."""
-    try:
-        sink = ask(engine, prompt, **fields)
-    except ServingError as error:
-        return error
-    await sink.wait()
-    assert sink.error is not None, f"it was answered: {sink.deltas}"
-    return sink.error
-
-
-async def wait_idle(engine: Engine) -> None:
-    await eventually(lambda: not engine.load().running + engine.load().waiting, limit_s=WAIT_S)
 
 
 @case
@@ -356,6 +278,37 @@ async def a_repeating_answer_is_ended_or_refused_as_unsupported(engine: Engine) 
     await sink.wait()
     assert sink.error is None
     assert sink.finish() is FinishReason.REPETITION
+
+
+@case
+async def steps_are_counted_and_dated(engine: Engine) -> None:
+    before, began_s = engine.load(), time.monotonic()
+    await answer(engine, max_tokens=6)
+    await wait_idle(engine)
+    after = engine.load()
+    assert after.steps >= before.steps + 6
+    assert after.stepped_s is not None
+    assert began_s <= after.stepped_s <= time.monotonic()
+
+
+@case
+async def looked_up_and_found_tokens_of_the_cache_are_counted(engine: Engine) -> None:
+    length = 2 * engine.info.block_size + 3
+    before = engine.load()
+    for _ in range(2):
+        await answer(engine, list(range(1500, 1500 + length)))
+        await wait_idle(engine)
+    after = engine.load()
+    assert after.cache_queried_tokens == before.cache_queried_tokens + 2 * length
+    assert after.cache_hit_tokens == before.cache_hit_tokens + 2 * engine.info.block_size
+
+
+@case
+async def only_the_first_delta_says_how_long_the_request_queued(engine: Engine) -> None:
+    sink = await answer(engine)
+    assert sink.deltas[0].queued_s is not None
+    assert 0 <= sink.deltas[0].queued_s < WAIT_S
+    assert all(delta.queued_s is None for delta in sink.deltas[1:])
 
 
 async def a_dead_engine_fails_everything(engine: Engine, kill: Callable[[], None]) -> None:

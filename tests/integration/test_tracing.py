@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from runtime.errors import InvalidConfig
 from runtime.tracing import start_tracing
 from tests.integration.otlp_collector import otlp_collector
 
@@ -70,12 +69,6 @@ def test_a_collector_that_is_not_there_does_not_hold_up_the_end() -> None:
     tracing.close()
     tracing.close()
     assert not tracing
-
-
-def test_an_endpoint_without_a_scheme_is_refused_by_name() -> None:
-    with pytest.raises(InvalidConfig) as caught:
-        start_tracing("collector:4317", "test")
-    assert caught.value.param == "otlp_endpoint"
 
 
 def test_off_nothing_is_imported_and_every_span_is_none() -> None:
