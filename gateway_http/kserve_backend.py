@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from runtime.errors import DeadlineExceeded, ServingError, WorkerLost
-from runtime.grpc_client import RpcChannel
+from runtime.grpc_client import Metadata, RpcChannel
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
@@ -21,17 +21,35 @@ _OUTPUTS = ("text_output", "finish_reason", "output_ids", "num_input_tokens")
 
 
 class KServeBackend:
-    """Asks the server behind `channel`, which the caller closes."""
+    """Asks the server behind `channel`, which the caller closes. `metadata` goes with each call."""
 
-    def __init__(self, channel: RpcChannel) -> None:
+    def __init__(self, channel: RpcChannel, *, metadata: Metadata | None = None) -> None:
         self._channel = channel
+        self._metadata = metadata
 
     async def models(self) -> list[ModelCard]:
-        """The models in the server's index. Only name and context length are known of them."""
+        """The models in the server's index: their names and what sizes are known, else 0."""
         index = await self._describe("RepositoryIndex", pb.RepositoryIndexRequest())
         # A model that is still loading has no configuration to ask for.
         names = dict.fromkeys(it.name for it in index.models if it.state != "LOADING")
-        return [await self._card(name) for name in names]
+        return [await self.card(name) for name in names]
+
+    async def card(self, name: str) -> ModelCard:
+        """One model, by name or alias; raises ModelNotFound."""
+        answer = await self._describe("ModelConfig", pb.ModelConfigRequest(name=name))
+        parameters = answer.config.parameters
+
+        def size(key: str) -> int:
+            text = parameters[key].string_value
+            return int(text) if text.isdigit() else 0
+
+        return ModelCard(
+            name=name,
+            path="",
+            context_length=size("context_length"),
+            vocab_size=size("vocab_size"),
+            block_size=0,
+        )
 
     async def is_ready(self, model: str | None = None) -> bool:
         """Whether the server, or one of its models, says that it is ready; false without answer."""
@@ -53,7 +71,9 @@ class KServeBackend:
             timeout_s = request.deadline_s - time.monotonic()
             if timeout_s <= 0:
                 raise DeadlineExceeded("the deadline passed before the request began")
-        stream = self._channel.stream(KSERVE, "ModelStreamInfer", timeout_s=timeout_s)
+        stream = self._channel.stream(
+            KSERVE, "ModelStreamInfer", timeout_s=timeout_s, metadata=self._metadata
+        )
         async with stream:
             stream.send(message)
             stream.half_close()
@@ -64,16 +84,7 @@ class KServeBackend:
                     return
         raise WorkerLost("the server ended the request without its final response")
 
-    async def _card(self, name: str) -> ModelCard:
-        answer = await self._describe("ModelConfig", pb.ModelConfigRequest(name=name))
-        length = answer.config.parameters["context_length"].string_value
-        return ModelCard(
-            name=name,
-            path="",
-            context_length=int(length) if length.isdigit() else 0,
-            vocab_size=0,
-            block_size=0,
-        )
-
     async def _describe(self, method: str, message: object) -> Any:
-        return await self._channel.unary(KSERVE, method, message, timeout_s=_DESCRIBE_S)
+        return await self._channel.unary(
+            KSERVE, method, message, timeout_s=_DESCRIBE_S, metadata=self._metadata
+        )
