@@ -19,7 +19,7 @@ from rich.console import Console
 from cli.chat_conversation import Answer, Conversation
 from cli.chat_history import open_history
 from cli.client import sentence
-from cli.terminal_text import WordWrap
+from cli.word_wrap import WordWrap
 from runtime.errors import ContextLengthExceeded, ServingError
 
 _COMMAND = re.compile(r"(/[a-z]*)(?:\s+(.*))?", re.DOTALL)
@@ -64,22 +64,25 @@ class TerminalChat:
 
     def run(self) -> int:
         """Chat until the user leaves; returns the exit code."""
-        self._greet()
-        while not self._left:
-            try:
-                text = self._runner.run(self._session.prompt_async(_PROMPT)).strip()
-            except EOFError:
-                break
-            except KeyboardInterrupt:
-                if not self._session.default_buffer.text:
-                    self._note("Ctrl-D or /quit leaves")
-                continue
-            command = _COMMAND.fullmatch(text)
-            if command is not None:
-                self._obey(command[1], command[2] or "")
-            elif text:
-                self._answer(text)
+        with _no_echo():
+            self._greet()
+            while not self._left:
+                try:
+                    self._turn()
+                except EOFError:
+                    break
+                except KeyboardInterrupt:
+                    if not self._session.default_buffer.text:
+                        self._note("Ctrl-D or /quit leaves")
         return 0
+
+    def _turn(self) -> None:
+        text = self._runner.run(self._session.prompt_async(_PROMPT)).strip()
+        command = _COMMAND.fullmatch(text)
+        if command is not None:
+            self._obey(command[1], command[2] or "")
+        elif text:
+            self._answer(text)
 
     def _greet(self) -> None:
         model = self._await(self._conversation.model())
@@ -89,8 +92,7 @@ class TerminalChat:
             self._note(f" at {self._target}{room}; /help lists the commands")
 
     def _answer(self, text: str) -> None:
-        with _no_echo():
-            self._await(self._shown(text))
+        self._await(self._shown(text))
         last = self._conversation.last
         if last is not None and last.text:
             self._note(_figures(last))
@@ -146,13 +148,10 @@ class TerminalChat:
 
     def _stats(self, _: str) -> None:
         last = self._conversation.last
-        self._note(f"{len(self._conversation.messages)} messages in the conversation")
+        self._note(f"conversation  {len(self._conversation.messages)} messages")
         if last is not None:
-            self._note(
-                f"last answer: {last.output_tokens} tokens, to a prompt of {last.prompt_tokens} "
-                f"tokens ({last.cached_tokens} cached)"
-            )
-            self._note(_figures(last))
+            self._note(f"last prompt   {last.prompt_tokens} tokens, {last.cached_tokens} cached")
+            self._note(f"last answer   {_figures(last)}")
 
     def _quit(self, _: str) -> None:
         self._left = True
@@ -204,7 +203,10 @@ def _key_bindings() -> KeyBindings:
 
 @contextmanager
 def _no_echo() -> Iterator[None]:
-    """Keep what is typed meanwhile out of the answer: the next prompt shows it."""
+    """Keep what is typed during an answer out of it: the next prompt shows it.
+
+    Not line by line either, or a Ctrl-D would be gone before the prompt sees it.
+    """
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     quiet = [*before]

@@ -2,8 +2,6 @@
 
 import re
 
-from prompt_toolkit.utils import get_cwidth
-
 # A terminal would obey them: they move the cursor, write the clipboard, or answer as if typed.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -11,44 +9,3 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def printable(text: str) -> str:
     """Return `text` with a mark in place of each control character but tab and newline."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-class WordWrap:
-    """Breaks lines between words while text comes in pieces; shows every piece at once.
-
-    A word that turns out too long for its line is erased there and written on the next one.
-    """
-
-    def __init__(self, width: int) -> None:
-        # A character in the last column leaves the cursor at a place that terminals disagree on.
-        self._width = max(width - 1, 1)
-        self.column = 0
-        self._word = ""
-
-    def feed(self, text: str) -> str:
-        """Return what to write to the terminal for the next piece."""
-        return "".join(map(self._feed_one, printable(text.expandtabs(4))))
-
-    def _feed_one(self, char: str) -> str:
-        if char == "\n":
-            self.column, self._word = 0, ""
-            return char
-        width = get_cwidth(char)
-        if self.column + width <= self._width:
-            self.column += width
-            self._word = "" if char == " " else self._word + char
-            return char
-        return self._break_before(char, width)
-
-    def _break_before(self, char: str, width: int) -> str:
-        word, self._word, self.column = self._word, "", 0
-        if char == " ":
-            return "\n"
-        erase = ""
-        moved = get_cwidth(word)
-        if moved + width <= self._width:
-            erase = f"\x1b[{moved}D\x1b[K" if moved else ""
-            self._word, self.column = word + char, moved + width
-            return f"{erase}\n{word}{char}"
-        self._word, self.column = char, width
-        return f"\n{char}"
