@@ -1,5 +1,6 @@
 """The console command: finds the subcommand and imports nothing that another one needs."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,9 @@ _COMMANDS = {
     "frontend": "the front door: KServe over gRPC, OpenAI over HTTP",
     "worker": "one model's engine behind KServe",
     "gateway": "the OpenAI front alone, in front of any KServe server",
+    "chat": "talk to a model, in a terminal or through pipes",
+    "status": "what a front door serves, with which workers and under which load",
+    "bench": "a quick load on a server, and how fast it answers",
 }
 _USAGE_EXIT = 2
 
@@ -53,17 +57,17 @@ def _run(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
         return _complain(str(first), _USAGE_EXIT if wrong_usage else 1)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Nobody reads the output any more. What is left of it would fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    if name == "serve":
-        from cli.serve import serve as command
-    elif name == "frontend":
-        from cli.frontend import frontend as command
-    elif name == "worker":
-        from cli.worker import worker as command
-    else:
-        from cli.gateway import gateway as command
+    """Import `cli/NAME.py` and return its function of that name."""
+    from importlib import import_module
+
+    command: Callable[[Sequence[str]], int] = getattr(import_module(f"cli.{name}"), name)
     return command
 
 

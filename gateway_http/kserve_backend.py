@@ -42,11 +42,28 @@ class KServeBackend:
         self._channel = channel
 
     async def models(self) -> list[ModelCard]:
-        """The models in the server's index. Only name and context length are known of them."""
+        """The models in the server's index: their names and what sizes are known, else 0."""
         index = await self._describe("RepositoryIndex", pb.RepositoryIndexRequest())
         # A model that is still loading has no configuration to ask for.
         names = dict.fromkeys(it.name for it in index.models if it.state != "LOADING")
-        return [await self._card(name) for name in names]
+        return [await self.card(name) for name in names]
+
+    async def card(self, name: str) -> ModelCard:
+        """One model, by name or alias; raises ModelNotFound."""
+        answer = await self._describe("ModelConfig", pb.ModelConfigRequest(name=name))
+        parameters = answer.config.parameters
+
+        def size(key: str) -> int:
+            text = parameters[key].string_value
+            return int(text) if text.isdigit() else 0
+
+        return ModelCard(
+            name=name,
+            path="",
+            context_length=size("context_length"),
+            vocab_size=size("vocab_size"),
+            block_size=0,
+        )
 
     async def is_ready(self, model: str | None = None) -> bool:
         """Whether the server, or one of its models, says that it is ready; false without answer."""
@@ -104,17 +121,6 @@ class KServeBackend:
                 resources.pop_all()
                 return stream, delta
         raise WorkerLost("the server ended the request without an answer")
-
-    async def _card(self, name: str) -> ModelCard:
-        answer = await self._describe("ModelConfig", pb.ModelConfigRequest(name=name))
-        length = answer.config.parameters["context_length"].string_value
-        return ModelCard(
-            name=name,
-            path="",
-            context_length=int(length) if length.isdigit() else 0,
-            vocab_size=0,
-            block_size=0,
-        )
 
     async def _describe(self, method: str, message: object) -> Any:
         return await self._channel.unary(KSERVE, method, message, timeout_s=_DESCRIBE_S)

@@ -94,7 +94,10 @@ def _config(
                 for name, datatype in outputs.items()
             ],
             model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
-            parameters={"context_length": pb.ModelParameter(string_value=str(card.context_length))},
+            parameters={
+                name: pb.ModelParameter(string_value=str(getattr(card, name)))
+                for name in ("context_length", "vocab_size")
+            },
         )
     )
 

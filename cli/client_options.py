@@ -1,0 +1,53 @@
+"""What the terminal tools' command lines share: where the server is and who asks it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.config import option
+from runtime.errors import InvalidConfig
+
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
+
+
+def check_target(target: str) -> None:
+    """Raise InvalidConfig unless `target` is HOST:PORT."""
+    if not _HOST_AND_PORT.fullmatch(target):
+        raise InvalidConfig(f"target must be HOST:PORT, not {target!r}", param="target")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """What every KServe client in the terminal has."""
+
+    target: str = option("127.0.0.1:8001", help="gRPC address of the server", metavar="HOST:PORT")
+    model: str | None = option(None, help="model to ask (default: the server's first one)")
+    api_key: str | None = option(None, help="API key, where the server wants one", metavar="KEY")
+    api_key_file: Path | None = option(None, help="file that holds the API key", metavar="FILE")
+    request_timeout_s: float = option(0.0, help="limit of a whole request; 0 is none", unit="s")
+
+    def __post_init__(self) -> None:
+        """Raise InvalidConfig naming the field that is wrong."""
+        check_target(self.target)
+        if self.api_key is not None and self.api_key_file is not None:
+            raise InvalidConfig("api_key and api_key_file: give one", param="api_key_file")
+        if not self.request_timeout_s >= 0:
+            raise InvalidConfig("request_timeout_s must be at least 0", param="request_timeout_s")
+
+    def metadata(self) -> dict[str, str]:
+        """Return the call metadata that says who asks.
+
+        Raises InvalidConfig for a key that cannot be read or sent.
+        """
+        key, field = self.api_key, "api_key"
+        if self.api_key_file is not None:
+            field = "api_key_file"
+            try:
+                key = self.api_key_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidConfig(f"{field}: {error}", param=field) from error
+        if key is None:
+            return {}
+        if not key or not all("!" <= char <= "~" for char in key):
+            raise InvalidConfig(f"{field}: a key is printable ASCII without spaces", param=field)
+        return {"authorization": f"Bearer {key}"}
