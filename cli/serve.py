@@ -4,17 +4,27 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cli.credentials import open_api_keys
 from cli.examples import announcement
 from cli.options import FrontOptions
-from runtime.config import argument, as_flags, child_environment, like, option, parse_config
+from runtime.config import (
+    argument,
+    as_flags,
+    child_environment,
+    like,
+    option,
+    parse_config,
+    secret_variables,
+)
 from runtime.errors import InvalidConfig
 from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
 from runtime.logs import configure_logging
@@ -31,10 +41,15 @@ _LOOK_S = 0.1
 _FRONT_FLAGS = (
     "host", "grpc_port", "http_port", "metrics_port", "no_http", "no_grpc", "max_body_bytes",
     "max_message_bytes", "router_policy", "request_timeout_s", "log_level", "log_format",
-    "drain_timeout_s",
+    "drain_timeout_s", "tls_cert", "tls_key", "tls_client_ca", "api_keys_file",
+    "http_head_timeout_s", "http_body_timeout_s", "fleet_token_file",
 )  # fmt: skip
+# What concerns clients, while workers are for the front door alone.
+_NOT_FOR_WORKERS = ("tls_cert", "tls_key", "tls_client_ca", "api_key")
+_WORKER_HOST = "127.0.0.1"
 _WORKER_FLAGS = (
-    "host", "engine", "cache_dir", "log_level", "log_format", "drain_timeout_s", "sim_speedup",
+    "fleet_token_file", "engine", "cache_dir", "log_level", "log_format", "drain_timeout_s",
+    "sim_speedup",
     "sim_mean_answer_tokens", "sim_context_length", "sim_block_size", "sim_kv_blocks",
     "sim_max_num_seqs", "sim_max_num_batched_tokens", "sim_die_after_steps",
 )  # fmt: skip
@@ -95,6 +110,10 @@ def serve(argv: Sequence[str]) -> int:
     )
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()
+    # Wrong files fail here, before anything starts.
+    config.open_server_tls()
+    config.open_fleet_token()
+    open_api_keys(config)
     models = _prepare(config)
     folder = private_folder("penstock-serve")
     import uvloop
@@ -133,7 +152,7 @@ class _Serving:
         engine_arguments: Sequence[str],
         folder: Path,
     ) -> None:
-        self._config = config
+        self._config = config = _with_own_token(config)
         self._models = models
         self._folder = folder
         self._discovery = config.discovery_path or str(folder / "discovery")
@@ -181,7 +200,7 @@ class _Serving:
         if self._config.log_format == "json":
             _LOG.info("ready: %s", ", ".join(ready["models"]))
             return
-        sys.stdout.write(announcement(ready))
+        sys.stdout.write(announcement(ready, needs=self._config.client_needs))
         sys.stdout.flush()
 
     async def _wait_ready(self) -> dict[str, Any]:
@@ -243,25 +262,42 @@ class _Serving:
             str(model.path),
             f"--model-name={model.name}",
             *as_flags(self._config, _WORKER_FLAGS),
+            f"--host={_WORKER_HOST}",
+            f"--metrics-host={self._config.status_host}",
             "--grpc-port=0",
             "--metrics-port=0",
             "--discovery=file",
             f"--discovery-path={self._discovery}",
         ]
         ready = self._folder / f"worker-{name}.json"
-        return self._child(name, command, ready, ["--", *engine_arguments])
+        behind = ["--", *engine_arguments]
+        return self._child(name, command, ready, behind, without=_NOT_FOR_WORKERS)
 
     def _child(
-        self, name: str, command: list[str], ready_file: Path, behind: Sequence[str] = ()
+        self,
+        name: str,
+        command: list[str],
+        ready_file: Path,
+        behind: Sequence[str] = (),
+        *,
+        without: Sequence[str] = (),
     ) -> Child:
         argv = (
             # -P: a folder `cli` where the user happens to stand is not ours.
             sys.executable, "-P", "-m", "cli.main", "--parent-pid", str(os.getpid()),
             *command, f"--ready-file={ready_file}", *behind,
         )  # fmt: skip
-        environment = child_environment()
+        environment = child_environment(without=without)
+        environment |= secret_variables(self._config, without=without)
         spec = ChildSpec(name=name, argv=argv, ready_file=ready_file, environment=environment)
         return Child(spec, log_format=self._config.log_format)
+
+
+def _with_own_token(config: ServeConfig) -> ServeConfig:
+    """Give the fleet a token of its own, unless it has one, or other processes may join it."""
+    if config.fleet_token or config.fleet_token_file or config.discovery_path:
+        return config
+    return replace(config, fleet_token=secrets.token_urlsafe(32))
 
 
 def _bound_ports(ready: dict[str, Any]) -> list[str]:

@@ -22,16 +22,25 @@ from gateway_http.generation import GenerationResponse
 from gateway_http.intake import read_json_body
 from gateway_http.openai import Origin, chat_request, completion_requests, decode_body
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
+from runtime.access import Access
 from runtime.errors import ModelNotFound, ServingError
 from wire.cards import ModelCard
 from wire.generate import Backend, GenerateRequest
 
 
 def create_app(
-    backend: Backend, config: GatewayConfig, metrics: Callable[[], bytes] | None = None
+    backend: Backend,
+    config: GatewayConfig,
+    metrics: Callable[[], bytes] | None = None,
+    *,
+    access: Access | None = None,
 ) -> FastAPI:
-    """The ASGI application. `metrics` writes Prometheus text; by default the process's registry."""
+    """The ASGI application. `metrics` writes Prometheus text; by default the process's registry.
+
+    With `access` all but health needs a key that it knows.
+    """
     app = GatewayApp(title="Penstock", summary="OpenAI-compatible front", version="1")
+    app.access = access
     app.set_common_headers(config.headers)
 
     async def on_serving_error(request: Request, failure: Exception) -> Response:
@@ -74,21 +83,25 @@ def _add_generation(app: FastAPI, backend: Backend, config: GatewayConfig) -> No
             retry_after_s=config.retry_after_s,
         )
 
-    def origin(kind: str) -> Origin:
+    def origin(kind: str, request: Request) -> Origin:
         limit = config.request_timeout_s
-        deadline = None if limit is None else time.monotonic() + limit
-        return Origin(request_id=f"{kind}-{uuid.uuid4().hex}", timeout_s=limit, deadline_s=deadline)
+        return Origin(
+            request_id=f"{kind}-{uuid.uuid4().hex}",
+            timeout_s=limit,
+            deadline_s=None if limit is None else time.monotonic() + limit,
+            principal=request.scope[EXCHANGE].principal,
+        )
 
     async def chat_completions(request: Request) -> Response:
-        data = await read_json_body(request, config.max_body_bytes)
+        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         body = decode_body(data, ChatCompletionRequest)
-        asked = chat_request(body, origin("chatcmpl"))
+        asked = chat_request(body, origin("chatcmpl", request))
         return answer(body, [asked], asked.request_id, asked.sampling.logprobs)
 
     async def completions(request: Request) -> Response:
-        data = await read_json_body(request, config.max_body_bytes)
+        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         body = decode_body(data, CompletionRequest)
-        source = origin("cmpl")
+        source = origin("cmpl", request)
         asked = completion_requests(body, source, max_prompts=config.max_prompts)
         return answer(body, asked, source.request_id, body.logprobs)
 

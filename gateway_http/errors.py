@@ -7,7 +7,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.errors import ServingError, shown_error
+from runtime.errors import (
+    Overloaded,
+    RequestTimeout,
+    ServingError,
+    Unauthenticated,
+    shown_error,
+)
 
 _CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
 # OpenAI has one field for texts and ids; these are the backends' words.
@@ -44,18 +50,26 @@ def error_json(error: ServingError) -> bytes:
     return msgspec.json.encode(ErrorAnswer(body))
 
 
-def error_headers(status: int, retry_after_s: int) -> list[tuple[bytes, bytes]]:
-    """Content type, and when to come back if that makes sense."""
+def error_headers(error: ServingError, retry_after_s: int) -> list[tuple[bytes, bytes]]:
+    """Content type, and what else the status asks for: when to come back, or how to present a key.
+
+    `retry_after_s` is for errors that do not say it themselves.
+    """
     headers = [(b"content-type", b"application/json")]
-    if status in _RETRYABLE:
-        headers.append((b"retry-after", b"%d" % retry_after_s))
+    if error.http_status in _RETRYABLE:
+        own_s = error.retry_after_s if isinstance(error, Overloaded) else None
+        headers.append((b"retry-after", b"%d" % (own_s or retry_after_s)))
+    elif isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    elif isinstance(error, RequestTimeout):
+        headers.append((b"connection", b"close"))  # the rest of the request may still come
     return headers
 
 
 def error_response(error: ServingError, retry_after_s: int) -> Response:
     """The whole answer for an error outside a generation."""
     response = Response(error_json(error), status_code=error.http_status)
-    response.raw_headers.extend(error_headers(error.http_status, retry_after_s))
+    response.raw_headers.extend(error_headers(error, retry_after_s))
     return response
 
 

@@ -11,6 +11,10 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway_http import metrics
+from gateway_http.entrance import admit
+from gateway_http.errors import error_response
+from runtime.access import Access
+from runtime.errors import Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +27,15 @@ _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}")
 class Exchange:
     """What the layers of one request share. `send` is the server's own, without layers between."""
 
-    __slots__ = ("first_delta_s", "headers", "request_id", "send", "started_s", "status")
+    __slots__ = (
+        "first_delta_s", "headers", "principal", "request_id", "send", "started_s", "status",
+    )  # fmt: skip
 
     def __init__(self, send: Send, request_id: str, common: list[tuple[bytes, bytes]]) -> None:
         self.send = send
         self.request_id = request_id
         self.headers = [(b"x-request-id", request_id.encode()), *common]
+        self.principal: str | None = None
         self.status = 0
         self.started_s = time.monotonic()
         self.first_delta_s: float | None = None
@@ -48,9 +55,10 @@ def request_id_of(scope: Scope) -> str:
 
 
 class GatewayApp(FastAPI):
-    """FastAPI with the exchange around each request."""
+    """FastAPI with the exchange around each request, and a look at its key before all else."""
 
     common_headers: list[tuple[bytes, bytes]]
+    access: Access | None = None
 
     def set_common_headers(self, headers: Mapping[str, str]) -> None:
         """Send these with every answer."""
@@ -74,7 +82,7 @@ class GatewayApp(FastAPI):
 
         metrics.IN_FLIGHT.inc()
         try:
-            await super().__call__(scope, receive, outer_send)
+            await self._serve(scope, receive, outer_send, exchange)
         except asyncio.CancelledError:
             # The server stops. What has been answered with an error needs no trace in the log.
             if not exchange.status:
@@ -85,6 +93,14 @@ class GatewayApp(FastAPI):
         finally:
             metrics.IN_FLIGHT.dec()
             _record(scope, exchange)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        try:
+            exchange.principal = admit(scope, self.access)
+        except Unauthenticated as error:
+            await error_response(error, 0)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def _record(scope: Scope, exchange: Exchange) -> None:

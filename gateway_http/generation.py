@@ -126,7 +126,7 @@ class _BodyWriter:
 
     async def fail(self, error: ServingError) -> None:
         if not self.complete:
-            headers = error_headers(error.http_status, self._retry_after_s)
+            headers = error_headers(error, self._retry_after_s)
             await self._send(error.http_status, error_json(error), headers)
 
     async def _send(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -161,7 +161,7 @@ class _StreamWriter:
         if self._exchange.status:
             await self._send({"type": "http.response.body", "body": error_event(error)})
         else:
-            headers = error_headers(error.http_status, self._retry_after_s)
+            headers = error_headers(error, self._retry_after_s)
             await send_whole(self._exchange, error.http_status, error_json(error), headers)
 
     async def _start(self) -> None:

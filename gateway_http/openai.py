@@ -37,6 +37,7 @@ class Origin:
     request_id: str
     timeout_s: float | None = None
     deadline_s: float | None = None
+    principal: str | None = None
 
 
 def decode_body(data: bytes, kind: type[_Body]) -> _Body:
@@ -100,6 +101,7 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         cache_salt=body.cache_salt,
         timeout_s=origin.timeout_s,
         deadline_s=origin.deadline_s,
+        principal=origin.principal,
     )
 
 
@@ -127,6 +129,7 @@ def completion_requests(
             cache_salt=body.cache_salt,
             timeout_s=origin.timeout_s,
             deadline_s=origin.deadline_s,
+            principal=origin.principal,
         )
         for place, prompt in enumerate(prompts)
     ]

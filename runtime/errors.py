@@ -138,12 +138,36 @@ class Draining(ServingError):
 
 
 class Overloaded(ServingError):
-    """A limit on queued or running work is reached; try again later."""
+    """A limit on queued or running work is reached; `retry_after_s` says when to come again."""
 
     code = Code.RESOURCE_EXHAUSTED
     http_status = 429
     openai_type = "rate_limit_error"
     reason = "overloaded"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class Unauthenticated(ServingError):
+    """The call carries no key, or none that is known here (OpenAI: invalid_api_key)."""
+
+    code = Code.UNAUTHENTICATED
+    http_status = 401
+    openai_type = "invalid_request_error"
+    reason = "invalid_api_key"
+
+
+class RequestTimeout(ServingError):
+    """The client took too long to send its request."""
+
+    code = Code.DEADLINE_EXCEEDED
+    http_status = 408
+    openai_type = "timeout_error"
+    reason = "request_timeout"
 
 
 class DeadlineExceeded(ServingError):
@@ -173,6 +197,7 @@ _BY_CODE: dict[int, type[ServingError]] = {
     Code.NOT_FOUND: ModelNotFound,
     Code.UNAVAILABLE: WorkerLost,
     Code.RESOURCE_EXHAUSTED: Overloaded,
+    Code.UNAUTHENTICATED: Unauthenticated,
     Code.DEADLINE_EXCEEDED: DeadlineExceeded,
     Code.CANCELLED: Cancelled,
     Code.UNIMPLEMENTED: Unsupported,

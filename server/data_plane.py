@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from router.router import RouteRequest
+from runtime.access import Limits, Unlimited
 from runtime.errors import (
     DeadlineExceeded,
     Draining,
@@ -43,10 +44,16 @@ class DataPlane:
     """Runs generations over the fleet (a wire.generate.Backend, and the owner of generations)."""
 
     def __init__(
-        self, fleet: Fleet, config: FrontDoorConfig, *, text_threads: Executor | None = None
+        self,
+        fleet: Fleet,
+        config: FrontDoorConfig,
+        *,
+        text_threads: Executor | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._fleet = fleet
         self._config = config
+        self._limits = limits or Unlimited()
         self._text_threads = text_threads
         self._flights: dict[Generation, _Flight] = {}
         self._draining = False
@@ -82,11 +89,12 @@ class DataPlane:
         deadline_s = self._deadline(request)
         loop = asyncio.get_running_loop()
         flight = _Flight(model, key=str(next(self._keys)))  # clients may repeat their ids
+        if deadline_s is not None and deadline_s <= time.monotonic():
+            raise DeadlineExceeded("the deadline passed before the request began")
+        self._limits.enter(request.principal)
         if deadline_s is not None:
             # loop.time() is time.monotonic() on asyncio and uvloop.
             delay = deadline_s - time.monotonic()
-            if delay <= 0:
-                raise DeadlineExceeded("the deadline passed before the request began")
             flight.timer = loop.call_later(delay, self._expire, generation)
         self._flights[generation] = flight
         self._idle.clear()
@@ -132,6 +140,7 @@ class DataPlane:
         flight = self._flights.pop(generation, None)
         if flight is None:
             return
+        self._limits.leave(generation.request.principal)
         if flight.timer is not None:
             flight.timer.cancel()
         if flight.link is not None:

@@ -20,6 +20,13 @@ from wire.pool import rpc_types
 
 log = logging.getLogger(__name__)
 
+Connect = Callable[[str], RpcChannel]
+
+
+def plain_channel(address: str) -> RpcChannel:
+    """A channel without TLS or token."""
+    return RpcChannel(address, rpc_types=rpc_types)
+
 
 class ServedModel:
     """A model that has, or had, workers: its card, text side, router and connected links."""
@@ -39,10 +46,13 @@ class ServedModel:
 class Fleet:
     """All models and workers of this front door. `on_ready_change` gets the overall readiness."""
 
-    def __init__(self, config: FrontDoorConfig, discovery: Discovery) -> None:
+    def __init__(
+        self, config: FrontDoorConfig, discovery: Discovery, connect: Connect = plain_channel
+    ) -> None:
         self.on_ready_change: Callable[[bool], None] | None = None
         self._config = config
         self._discovery = discovery
+        self._connect = connect
         self._models: dict[str, ServedModel] = {}
         self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
         self._was_ready = False
@@ -118,7 +128,7 @@ class Fleet:
             return
         link = WorkerLink(
             instance,
-            RpcChannel(instance.address, rpc_types=rpc_types),
+            self._connect(instance.address),
             retry_max_s=self._config.connect_retry_max_s,
             on_change=self._link_changed,
         )

@@ -16,6 +16,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     `echo` puts the prompt's text in front of each choice's text. `timeout_s` is the client's own
     limit for the whole request, in seconds; `deadline_s` is that limit or the rpc's as
     `time.monotonic` seconds. `stream` false says that nobody looks at it before its end.
+    `principal` is the name of the API key it came with, for limits and logs.
     """
 
     request_id: str
@@ -35,6 +36,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     timeout_s: float | None = None
     deadline_s: float | None = None
+    principal: str | None = None
 
 
 class TokenText(msgspec.Struct, frozen=True, kw_only=True):

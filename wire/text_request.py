@@ -88,6 +88,7 @@ def decode_text_request(
         session_id=parameters.session_id,
         timeout_s=parameters.timeout_s,
         deadline_s=info.deadline_s,
+        principal=info.principal,
         **prompt_fields,
     )
     selection = OutputSelection(

@@ -88,6 +88,8 @@ class WorkerProcess:
             pool=POOL,
             host=config.host,
             port=config.grpc_port,
+            tls=config.open_server_tls(),
+            access=config.open_fleet_token(),
         )
         address = await self._server.start()
         self._collector = WorkerCollector(service, card.name)
