@@ -31,7 +31,12 @@ def connected(
     metadata = options.metadata()
 
     async def open_channel() -> RpcChannel:
-        return RpcChannel(options.target, rpc_types=rpc_types, call_metadata=lambda: metadata)
+        return RpcChannel(
+            options.target,
+            rpc_types=rpc_types,
+            tls=options.target_client_tls,
+            call_metadata=lambda: metadata,
+        )
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         channel = runner.run(open_channel())

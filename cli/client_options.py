@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runtime.config import option
 from runtime.errors import InvalidConfig
+from runtime.options import TargetOptions
 
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
@@ -17,7 +18,7 @@ def check_target(target: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions:
+class ClientOptions(TargetOptions):
     """What every KServe client in the terminal has."""
 
     target: str = option("127.0.0.1:8001", help="gRPC address of the server", metavar="HOST:PORT")
@@ -33,6 +34,7 @@ class ClientOptions:
             raise InvalidConfig("api_key and api_key_file: give one", param="api_key_file")
         if not self.request_timeout_s >= 0:
             raise InvalidConfig("request_timeout_s must be at least 0", param="request_timeout_s")
+        _ = self.target_client_tls
 
     def metadata(self) -> dict[str, str]:
         """Return the call metadata that says who asks.

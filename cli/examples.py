@@ -2,13 +2,17 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 _QUESTION = "What is the capital of France?"
 
 
-def announcement(ready: dict[str, Any]) -> str:
-    """Return what to print for a ready file's content: the URLs, and one example per client."""
+def announcement(ready: dict[str, Any], *, needs: Sequence[str] = ()) -> str:
+    """Return what to print for a ready file's content: the URLs, and one example per client.
+
+    Examples for clients with special `needs` would only work here: those are just named.
+    """
     model = ready["models"][0]
     parts = [f"\nPenstock is ready: {', '.join(ready['models'])}"]
     if "grpc" in ready:
@@ -16,6 +20,9 @@ def announcement(ready: dict[str, Any]) -> str:
     if "http" in ready:
         parts.append(f"  OpenAI HTTP   {ready['http']}/v1   (try {ready['http']}/docs)")
     parts.append(f"  metrics       {ready['metrics']}/metrics")
+    if needs:
+        parts.append(f"  clients need  {', '.join(needs)}   (docs/security.md)")
+        return "\n".join(parts) + "\n"
     if "grpc" in ready:
         parts.append(_triton(ready["grpc"], model))
     if "http" in ready:

@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.credentials import open_api_keys, worker_connector
 from cli.options import FrontOptions
 from runtime.config import option, parse_config
 from runtime.errors import InvalidConfig
@@ -19,6 +21,7 @@ from runtime.lifecycle import (
 )
 from runtime.logs import configure_logging
 from runtime.metrics import set_build_info
+from runtime.tls import ClientTls
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
@@ -42,12 +45,34 @@ class FrontendConfig(FrontOptions):
         help="model that will be served: until it has a worker, requests for it get 503 and the "
         "front door is not announced as ready; may be repeated",
     )
+    worker_tls_ca: Path | None = option(
+        None, help="speak TLS to workers and trust these authorities, in PEM"
+    )
+    worker_tls_cert: Path | None = option(None, help="certificate to show workers, in PEM")
+    worker_tls_key: Path | None = option(None, help="private key of --worker-tls-cert, in PEM")
+    worker_tls_server_name: str | None = option(
+        None,
+        help="name that every worker's certificate must have (default: the host it is reached by)",
+    )
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         FrontOptions.__post_init__(self)
         if self.no_http and self.no_grpc:
             raise InvalidConfig("no_http and no_grpc together leave nothing to serve")
+        _ = self.worker_client_tls
+
+    @property
+    def worker_client_tls(self) -> ClientTls | None:
+        """How to speak TLS to workers; None without. Raises InvalidConfig for half a pair."""
+        tls = ClientTls(
+            ca=self.worker_tls_ca,
+            cert=self.worker_tls_cert,
+            key=self.worker_tls_key,
+            server_name=self.worker_tls_server_name,
+            flags="worker-tls",
+        )
+        return None if tls == ClientTls(flags="worker-tls") else tls
 
 
 def frontend(argv: Sequence[str]) -> int:
@@ -103,7 +128,15 @@ class FrontendProcess:
         self._discovery = open_discovery(config.discovery, config.discovery_path)
         settings = FrontDoorConfig(**config.front_door(), expected_models=config.expect_model)
         self._tracing = start_tracing(config.otlp_endpoint, "frontend")
-        self._door: FrontDoor = FrontDoor(settings, self._discovery, self._tracing)
+        self._tls = config.open_server_tls()
+        self._keys = open_api_keys(config)
+        self._door: FrontDoor = FrontDoor(
+            settings,
+            self._discovery,
+            tracing=self._tracing,
+            limits=self._keys,
+            connect=worker_connector(config.worker_client_tls, config.open_fleet_token()),
+        )
         self._bound: dict[str, object] = {}
         self._grpc: GrpcServer | None = None
         self._http: HttpServer | None = None
@@ -191,6 +224,8 @@ class FrontendProcess:
             host=self._config.host,
             port=self._config.grpc_port,
             options=GrpcOptions(max_message_bytes=self._config.max_message_bytes),
+            tls=self._tls,
+            access=self._keys,
         )
         self._bound["grpc"] = await self._grpc.start()
 
@@ -202,11 +237,15 @@ class FrontendProcess:
         settings = GatewayConfig(
             max_body_bytes=self._config.max_body_bytes,
             request_timeout_s=self._config.request_timeout_s or None,
+            body_timeout_s=self._config.http_body_timeout_s,
         )
         self._http = HttpServer(
-            create_app(self._door.backend, settings),
+            create_app(self._door.backend, settings, access=self._keys),
             host=self._config.host,
             port=self._config.http_port,
+            tls=self._tls,
+            head_timeout_s=self._config.http_head_timeout_s,
+            body_timeout_s=self._config.http_body_timeout_s,
         )
         self._bound["http"] = await self._http.start()
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.credentials import key_to_send, open_api_keys
 from cli.options import HttpOptions
 from runtime.config import option, parse_config
 from runtime.errors import InvalidConfig
@@ -34,6 +36,11 @@ class GatewayProcessConfig(TargetOptions, HttpOptions):
         0.0, help="time between pings to the target; 0 is none: other servers may refuse them",
         unit="s",
     )  # fmt: skip
+    target_api_key_file: Path | None = option(
+        None,
+        help="file whose first line is the API key to send to the target (default: a gateway "
+        "without API keys of its own passes its clients' on)",
+    )
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
@@ -65,6 +72,7 @@ def gateway(argv: Sequence[str]) -> int:
 async def _run(config: GatewayProcessConfig) -> None:
     from gateway_http.app import create_app
     from gateway_http.config import GatewayConfig
+    from gateway_http.entrance import passed_on_key
     from gateway_http.http_server import HttpServer
     from gateway_http.kserve_backend import KServeBackend
     from gateway_http.metered import MeteredBackend
@@ -80,16 +88,31 @@ async def _run(config: GatewayProcessConfig) -> None:
         async with AsyncExitStack() as resources:
             tracing = start_tracing(config.otlp_endpoint, "gateway")
             resources.push_async_callback(asyncio.to_thread, tracing.close)
+            keys, tls = open_api_keys(config), config.open_server_tls()
+            own_key = key_to_send(config.target_api_key_file, "--target-api-key-file")
+            passes_keys_on = keys is None and own_key is None
             keepalive_s = config.keepalive_s or None
-            channel = RpcChannel(config.target or "", rpc_types=rpc_types, keepalive_s=keepalive_s)
+            channel = RpcChannel(
+                config.target or "",
+                rpc_types=rpc_types,
+                keepalive_s=keepalive_s,
+                tls=config.target_client_tls,
+                call_metadata=passed_on_key if passes_keys_on else own_key or dict,
+            )
             resources.push_async_callback(channel.close)
             settings = GatewayConfig(
                 max_body_bytes=config.max_body_bytes,
                 request_timeout_s=config.request_timeout_s or None,
+                body_timeout_s=config.http_body_timeout_s,
             )
-            backend = MeteredBackend(KServeBackend(channel), tracing)
+            backend = KServeBackend(channel, limits=keys, passes_keys_on=passes_keys_on)
             http = HttpServer(
-                create_app(backend, settings), host=config.host, port=config.http_port
+                create_app(MeteredBackend(backend, tracing), settings, access=keys),
+                host=config.host,
+                port=config.http_port,
+                tls=tls,
+                head_timeout_s=config.http_head_timeout_s,
+                body_timeout_s=config.http_body_timeout_s,
             )
             # The gateway holds no state, so that it is ready while it listens; the target's
             # readiness is at /ready of the HTTP front.

@@ -1,12 +1,13 @@
 """What the front processes' command lines share."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from router.policies import POLICIES
 from runtime.config import option
 from runtime.discovery_open import KINDS
-from runtime.options import ProcessOptions
+from runtime.options import FleetOptions, ProcessOptions
 from server.config import FrontDoorConfig
 
 
@@ -16,10 +17,34 @@ class HttpOptions(ProcessOptions):
 
     http_port: int = option(8000, help="port of the OpenAI front; 0 picks a free one")
     max_body_bytes: int = option(16 * 1024 * 1024, help="largest HTTP request", unit="bytes")
+    http_head_timeout_s: float = option(
+        10.0, help="time for an HTTP request's line and headers to arrive; 0 is no limit", unit="s"
+    )
+    http_body_timeout_s: float = option(
+        60.0, help="time for an HTTP request's body to arrive; 0 is no limit", unit="s"
+    )
+    api_keys_file: Path | None = option(
+        None,
+        help="YAML list of the keys that clients need (name, key or sha256, requests_per_minute, "
+        "max_concurrency); read again when it changes. PENSTOCK_API_KEY holds further ones",
+    )
+    api_key: str | None = option(
+        None, help="API keys that clients need, separated by commas", secret=True
+    )
+
+    @property
+    def client_needs(self) -> list[str]:
+        """What a client must bring along, in words."""
+        given = {
+            "TLS": self.tls_cert,
+            "a certificate": self.tls_client_ca,
+            "an API key": self.api_keys_file or self.api_key,
+        }
+        return [name for name, value in given.items() if value is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontOptions(HttpOptions):
+class FrontOptions(FleetOptions, HttpOptions):
     """What every front door has."""
 
     grpc_port: int = option(8001, help="port of the KServe front; 0 picks a free one")

@@ -4,17 +4,27 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cli.credentials import open_api_keys
 from cli.examples import announcement
 from cli.options import FrontOptions
-from runtime.config import argument, as_flags, child_environment, like, option, parse_config
+from runtime.config import (
+    argument,
+    as_flags,
+    child_environment,
+    like,
+    option,
+    parse_config,
+    secret_variables,
+)
 from runtime.errors import InvalidConfig
 from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
 from runtime.logs import configure_logging
@@ -69,15 +79,17 @@ class ServeConfig(FrontOptions):
 
 def _passed_on(child: type, but: set[str]) -> list[str]:
     """The options of `serve` that a child has too, but those that it gets from elsewhere."""
-    theirs = {field.name for field in fields(child)}
+    theirs = {field.name for field in fields(child) if not field.metadata.get("secret")}
     return [f.name for f in fields(ServeConfig) if f.name in theirs - but]
 
 
 _OWN = {"ready_file", "discovery", "discovery_path"}
 _FRONT_FLAGS = _passed_on(FrontOptions, _OWN)
-# Workers listen on this machine alone, whatever the front door does.
-_FRONT_ONLY = {"host", "metrics_host", "metrics_port", "tls_cert", "tls_key", "tls_client_ca"}
-_WORKER_FLAGS = _passed_on(WorkerConfig, {*_OWN, *_FRONT_ONLY, "model_name", "grpc_port"})
+# What concerns clients, while workers are for the front door alone.
+_NOT_FOR_WORKERS = ("tls_cert", "tls_key", "tls_client_ca", "api_key")
+_WORKER_HOST = "127.0.0.1"
+_PER_WORKER = {"host", "metrics_host", "metrics_port", "model_name", "grpc_port"}
+_WORKER_FLAGS = _passed_on(WorkerConfig, {*_OWN, *_PER_WORKER, *_NOT_FOR_WORKERS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +110,10 @@ def serve(argv: Sequence[str]) -> int:
     )
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()
+    # Wrong files fail here, before anything starts.
+    config.open_server_tls()
+    config.open_fleet_token()
+    open_api_keys(config)
     models = _prepare(config)
     folder = private_folder("penstock-serve")
     import uvloop
@@ -136,7 +152,7 @@ class _Serving:
         engine_arguments: Sequence[str],
         folder: Path,
     ) -> None:
-        self._config = config
+        self._config = config = _with_own_token(config)
         self._models = models
         self._folder = folder
         self._discovery = config.discovery_path or str(folder / "discovery")
@@ -184,7 +200,7 @@ class _Serving:
         if self._config.log_format == "json":
             _LOG.info("ready: %s", ", ".join(ready["models"]))
             return
-        sys.stdout.write(announcement(ready))
+        sys.stdout.write(announcement(ready, needs=self._config.client_needs))
         sys.stdout.flush()
 
     async def _wait_ready(self) -> dict[str, Any]:
@@ -246,25 +262,42 @@ class _Serving:
             str(model.path),
             f"--model-name={model.name}",
             *as_flags(self._config, _WORKER_FLAGS),
+            f"--host={_WORKER_HOST}",
+            f"--metrics-host={self._config.status_host}",
             "--grpc-port=0",
             "--metrics-port=0",
             "--discovery=file",
             f"--discovery-path={self._discovery}",
         ]
         ready = self._folder / f"worker-{name}.json"
-        return self._child(name, command, ready, ["--", *engine_arguments])
+        behind = ["--", *engine_arguments]
+        return self._child(name, command, ready, behind, without=_NOT_FOR_WORKERS)
 
     def _child(
-        self, name: str, command: list[str], ready_file: Path, behind: Sequence[str] = ()
+        self,
+        name: str,
+        command: list[str],
+        ready_file: Path,
+        behind: Sequence[str] = (),
+        *,
+        without: Sequence[str] = (),
     ) -> Child:
         argv = (
             # -P: a folder `cli` where the user happens to stand is not ours.
             sys.executable, "-P", "-m", "cli.main", "--parent-pid", str(os.getpid()),
             *command, f"--ready-file={ready_file}", *behind,
         )  # fmt: skip
-        environment = child_environment()
+        environment = child_environment(without=without)
+        environment |= secret_variables(self._config, without=without)
         spec = ChildSpec(name=name, argv=argv, ready_file=ready_file, environment=environment)
         return Child(spec, log_format=self._config.log_format)
+
+
+def _with_own_token(config: ServeConfig) -> ServeConfig:
+    """Give the fleet a token of its own, unless it has one, or other processes may join it."""
+    if config.fleet_token or config.fleet_token_file or config.discovery_path:
+        return config
+    return replace(config, fleet_token=secrets.token_urlsafe(32))
 
 
 def _bound_ports(ready: dict[str, Any]) -> list[str]:

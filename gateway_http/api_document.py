@@ -10,7 +10,9 @@ from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 
 _ERRORS = {
     400: "A field is missing, wrong or not supported; `param` names it",
+    401: "A key is needed, or this one is not known",
     404: "No such model",
+    408: "The request took too long to arrive",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     429: "Too much work at present; see Retry-After",

@@ -22,6 +22,7 @@ from gateway_http.intake import read_json_body
 from gateway_http.openai import chat_request, completion_requests, decode_body
 from gateway_http.origin import origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
+from runtime.access import Access
 from runtime.errors import ModelNotFound, ServingError
 from runtime.request_record import record_refusal
 from wire.cards import ModelCard
@@ -29,10 +30,18 @@ from wire.generate import Backend, GenerateRequest
 
 
 def create_app(
-    backend: Backend, config: GatewayConfig, metrics: Callable[[], bytes] | None = None
+    backend: Backend,
+    config: GatewayConfig,
+    metrics: Callable[[], bytes] | None = None,
+    *,
+    access: Access | None = None,
 ) -> FastAPI:
-    """The ASGI application. `metrics` writes Prometheus text; by default the process's registry."""
+    """The ASGI application. `metrics` writes Prometheus text; by default the process's registry.
+
+    With `access` all but health needs a key that it knows.
+    """
     app = GatewayApp(title="Penstock", summary="OpenAI-compatible front", version="1")
+    app.access = access
     app.set_common_headers(config.headers)
 
     async def on_serving_error(request: Request, failure: Exception) -> Response:
@@ -86,14 +95,14 @@ def _add_generation(app: FastAPI, backend: Backend, config: GatewayConfig) -> No
 
     async def chat_completions(request: Request) -> Response:
         source = origin_of(request, "chatcmpl", config.request_timeout_s)
-        data = await read_json_body(request, config.max_body_bytes)
+        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         body = decode_body(data, ChatCompletionRequest)
         asked = chat_request(body, source)
         return answer(body, [asked], asked.request_id, asked.sampling.logprobs)
 
     async def completions(request: Request) -> Response:
         source = origin_of(request, "cmpl", config.request_timeout_s)
-        data = await read_json_body(request, config.max_body_bytes)
+        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         body = decode_body(data, CompletionRequest)
         asked = completion_requests(body, source, max_prompts=config.max_prompts)
         return answer(body, asked, source.request_id, body.logprobs)

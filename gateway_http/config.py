@@ -11,13 +11,15 @@ class GatewayConfig:
     """Limits and defaults of the HTTP front. Raises InvalidConfig naming the field.
 
     `max_body_bytes`: largest request body. `max_prompts`: most prompts in one completions request.
-    `request_timeout_s`: limit of a whole generation in seconds, None for none. `retry_after_s`:
-    the Retry-After of 429 and 503 answers. `headers`: sent with every answer.
+    `request_timeout_s`: limit of a whole generation in seconds, None for none. `body_timeout_s`:
+    time for a request's body, 0 for any. `retry_after_s`: the Retry-After of 429 and 503 answers.
+    `headers`: sent with every answer.
     """
 
     max_body_bytes: int = 16 * 1024 * 1024
     max_prompts: int = 128
     request_timeout_s: float | None = None
+    body_timeout_s: float = 60.0
     retry_after_s: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
 

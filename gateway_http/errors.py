@@ -7,7 +7,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from runtime.errors import Overloaded, ServingError, shown_error
+from runtime.errors import (
+    Overloaded,
+    RequestTimeout,
+    ServingError,
+    Unauthenticated,
+    shown_error,
+)
 
 _CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
 # OpenAI has one field for texts and ids; these are the backends' words.
@@ -45,11 +51,18 @@ def error_json(error: ServingError) -> bytes:
 
 
 def error_headers(error: ServingError, retry_after_s: int) -> list[tuple[bytes, bytes]]:
-    """Content type, and when to come back if that makes sense."""
+    """Content type, and what else the status asks for: when to come back, or how to present a key.
+
+    `retry_after_s` is for errors that do not say it themselves.
+    """
     headers = [(b"content-type", b"application/json")]
     if error.http_status in _RETRYABLE:
-        known_s = error.retry_after_s if isinstance(error, Overloaded) else None
-        headers.append((b"retry-after", b"%d" % (known_s or retry_after_s)))
+        own_s = error.retry_after_s if isinstance(error, Overloaded) else None
+        headers.append((b"retry-after", b"%d" % (own_s or retry_after_s)))
+    elif isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    elif isinstance(error, RequestTimeout):
+        headers.append((b"connection", b"close"))  # the rest of the request may still come
     return headers
 
 

@@ -11,6 +11,10 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway_http import metrics
+from gateway_http.entrance import admit
+from gateway_http.errors import error_response
+from runtime.access import Access
+from runtime.errors import Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +31,15 @@ class Exchange:
     nobody else accounts for it.
     """
 
-    __slots__ = ("endpoint", "headers", "request_id", "send", "started_s", "status")
+    __slots__ = (
+        "endpoint", "headers", "principal", "request_id", "send", "started_s", "status",
+    )  # fmt: skip
 
     def __init__(self, send: Send, request_id: str, common: list[tuple[bytes, bytes]]) -> None:
         self.send = send
         self.request_id = request_id
         self.headers = [(b"x-request-id", request_id.encode()), *common]
+        self.principal: str | None = None
         self.status = 0
         self.started_s = time.monotonic()
         self.endpoint = ""
@@ -47,9 +54,10 @@ def request_id_of(scope: Scope) -> str:
 
 
 class GatewayApp(FastAPI):
-    """FastAPI with the exchange around each request."""
+    """FastAPI with the exchange around each request, and a look at its key before all else."""
 
     common_headers: list[tuple[bytes, bytes]]
+    access: Access | None = None
 
     def set_common_headers(self, headers: Mapping[str, str]) -> None:
         """Send these with every answer."""
@@ -73,7 +81,7 @@ class GatewayApp(FastAPI):
 
         metrics.IN_FLIGHT.inc()
         try:
-            await super().__call__(scope, receive, outer_send)
+            await self._serve(scope, receive, outer_send, exchange)
         except asyncio.CancelledError:
             # The server stops. What has been answered with an error needs no trace in the log.
             if not exchange.status:
@@ -84,6 +92,14 @@ class GatewayApp(FastAPI):
         finally:
             metrics.IN_FLIGHT.dec()
             _record(scope, exchange)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        try:
+            exchange.principal = admit(scope, self.access)
+        except Unauthenticated as error:
+            await error_response(error, 0)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def _record(scope: Scope, exchange: Exchange) -> None:

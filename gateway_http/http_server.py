@@ -11,48 +11,24 @@ from email.utils import formatdate
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gateway_http.http_protocol import BoundedProtocol
 from runtime.errors import InvalidConfig
+from runtime.tls import RotatingContext, ServerIdentity
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _CANCEL_S = 5.0
-_HEAD_BYTES = 64 * 1024
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a limit for the request line and headers, which httptools has not."""
-
-    _head_bytes = 0
-    _in_head = True
-
-    def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        too_large = self._in_head and self._head_bytes > _HEAD_BYTES
-        if too_large and not self.transport.is_closing():
-            log.warning("refused a request whose headers are over %d bytes", _HEAD_BYTES)
-            self.send_400_response("Request headers are too large.")
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._head_bytes = 0
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._in_head = True
-        super().on_message_complete()
 
 
 class HttpServer:
     """Serves `app` on host:port; port 0 takes a free one. Start and stop it once.
 
     `keep_alive_s`: how long an idle connection stays open. `reuse_port`: several processes may
-    listen on the same port.
+    listen on the same port. With `tls` nothing else than TLS is spoken. A client may take
+    `handshake_timeout_s` to begin TLS; for the others see BoundedProtocol.
     """
 
     def __init__(
@@ -64,17 +40,24 @@ class HttpServer:
         keep_alive_s: int = 75,
         access_log: bool = False,
         reuse_port: bool = False,
+        tls: ServerIdentity | None = None,
+        handshake_timeout_s: float = 10.0,
+        head_timeout_s: float = 10.0,
+        body_timeout_s: float = 60.0,
     ) -> None:
         self._host = host
         self._port = port
         self._reuse_port = reuse_port
+        self._tls = tls
+        self._handshake_timeout_s = handshake_timeout_s
+        self._head_timeout_s, self._body_timeout_s = head_timeout_s, body_timeout_s
         self._state = ServerState()
         self._listener: asyncio.Server | None = None
         self._stopped = False
         self._clock: asyncio.TimerHandle | None = None
         self._config = uvicorn.Config(
             app,
-            http=_Protocol,
+            http=BoundedProtocol,
             loop="none",
             ws="none",
             lifespan="off",
@@ -96,12 +79,15 @@ class HttpServer:
         self._tick()
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: _Protocol(self._config, self._state, {}),
+            self._connection,
             sock=listening,
             backlog=_BACKLOG,
+            ssl=None if self._tls is None else RotatingContext(self._tls),
+            ssl_handshake_timeout=None if self._tls is None else self._handshake_timeout_s,
         )
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{listening.getsockname()[1]}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{host}:{listening.getsockname()[1]}"
 
     def refuse_new(self) -> None:
         """Close the port and idle connections; running requests go on. Idempotent."""
@@ -132,6 +118,14 @@ class HttpServer:
                 connection.transport.close()
         if self._clock is not None:
             self._clock.cancel()
+
+    def _connection(self) -> BoundedProtocol:
+        return BoundedProtocol(
+            self._config,
+            self._state,
+            head_timeout_s=self._head_timeout_s,
+            body_timeout_s=self._body_timeout_s,
+        )
 
     async def _wait_idle(self, limit_s: float) -> None:
         if self._state.tasks:

@@ -3,9 +3,10 @@
 One ModelStreamInfer per request, so that cancelling a request is cancelling its rpc.
 """
 
+import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
 from tenacity import (
@@ -15,7 +16,17 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from runtime.errors import Cancelled, DeadlineExceeded, Draining, ServingError, WorkerLost
+from runtime.access import Limits, Unlimited, counted
+from runtime.errors import (
+    INTERNAL_TEXT,
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    InternalError,
+    ServingError,
+    Unauthenticated,
+    WorkerLost,
+)
 from runtime.grpc_client import ClientStream, RpcChannel
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
@@ -23,6 +34,8 @@ from wire.generate import GenerateDelta, GenerateRequest
 from wire.pool import KSERVE
 from wire.text_request import OutputSelection, encode_text_request
 from wire.text_response import decode_text_response
+
+log = logging.getLogger(__name__)
 
 _DESCRIBE_S = 5.0
 _OUTPUTS = ("text_output", "finish_reason", "output_ids", "num_input_tokens")
@@ -36,10 +49,22 @@ _PATIENT = AsyncRetrying(
 
 
 class KServeBackend:
-    """Asks the server behind `channel`, which the caller closes."""
+    """Asks the server behind `channel`, which the caller closes.
 
-    def __init__(self, channel: RpcChannel) -> None:
+    `limits` holds clients to what their keys allow. `passes_keys_on` says whose key the server
+    refuses, if it does: the client's, who is told, or this gateway's, which is the operator's.
+    """
+
+    def __init__(
+        self,
+        channel: RpcChannel,
+        *,
+        limits: Limits | None = None,
+        passes_keys_on: bool = False,
+    ) -> None:
         self._channel = channel
+        self._limits = limits or Unlimited()
+        self._passes_keys_on = passes_keys_on
 
     async def models(self) -> list[ModelCard]:
         """The models in the server's index: their names and what sizes are known, else 0."""
@@ -72,6 +97,9 @@ class KServeBackend:
                 answer = await self._describe("ServerReady", pb.ServerReadyRequest())
             else:
                 answer = await self._describe("ModelReady", pb.ModelReadyRequest(name=model))
+        except Unauthenticated:
+            # Who asks after readiness has no key to pass on; health needs none.
+            return self._passes_keys_on and await self._channel.is_serving(timeout_s=_DESCRIBE_S)
         except ServingError:
             return False
         return bool(answer.ready)
@@ -86,16 +114,17 @@ class KServeBackend:
         message = encode_text_request(request, OutputSelection(outputs=outputs))
         stream: ClientStream
         delta: GenerateDelta
-        stream, delta = await _PATIENT(self._begin, request, message)
-        async with aclosing(stream):
-            yield delta
-            if delta.final:
-                return
-            async for response in stream:
-                delta = decode_text_response(response)
+        with counted(self._limits, request.principal), self._asking():
+            stream, delta = await _PATIENT(self._begin, request, message)
+            async with aclosing(stream):
                 yield delta
                 if delta.final:
                     return
+                async for response in stream:
+                    delta = decode_text_response(response)
+                    yield delta
+                    if delta.final:
+                        return
         raise WorkerLost("the server ended the request without its final response")
 
     async def _begin(
@@ -123,4 +152,16 @@ class KServeBackend:
         raise WorkerLost("the server ended the request without an answer")
 
     async def _describe(self, method: str, message: object) -> Any:
-        return await self._channel.unary(KSERVE, method, message, timeout_s=_DESCRIBE_S)
+        with self._asking():
+            return await self._channel.unary(KSERVE, method, message, timeout_s=_DESCRIBE_S)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Keep a refusal of this gateway's own key from clients: it is not about theirs."""
+        try:
+            yield
+        except Unauthenticated as error:
+            if self._passes_keys_on:
+                raise
+            log.error("the target refuses this gateway's key: %s", error.message)  # noqa: TRY400
+            raise InternalError(INTERNAL_TEXT) from None

@@ -93,6 +93,7 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         deadline_s=origin.deadline_s,
         endpoint=origin.endpoint,
         traceparent=origin.traceparent,
+        principal=origin.principal,
     )
 
 
@@ -122,6 +123,7 @@ def completion_requests(
             deadline_s=origin.deadline_s,
             endpoint=origin.endpoint,
             traceparent=origin.traceparent,
+            principal=origin.principal,
         )
         for place, prompt in enumerate(prompts)
     ]

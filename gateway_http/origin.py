@@ -22,6 +22,7 @@ class Origin:
     timeout_s: float | None = None
     deadline_s: float | None = None
     traceparent: str | None = None
+    principal: str | None = None
 
 
 def origin_of(request: Request, kind: str, limit_s: float | None) -> Origin:
@@ -40,6 +41,7 @@ def origin_of(request: Request, kind: str, limit_s: float | None) -> Origin:
         timeout_s=timeout_s,
         deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
         traceparent=request.headers.get("traceparent"),
+        principal=exchange.principal,
     )
 
 

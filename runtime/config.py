@@ -32,16 +32,19 @@ def option(
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
     hidden: bool = False,
+    secret: bool = False,
 ) -> Any:
     """A field that is set by a flag, a variable or a key. Without a default value: `None`.
 
     Its type is one of bool (default False), int, float, str, Path, each also `| None`, or
-    tuple[str, ...], for which the flag may be repeated.
+    tuple[str, ...], for which the flag may be repeated. A secret has no flag, since others on the
+    machine see a command line, and is never shown.
     """
     metadata = {
         "help": help, "unit": unit, "choices": choices, "metavar": metavar, "hidden": hidden,
+        "secret": secret,
     }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 def argument(*, help: str, metavar: str) -> Any:  # noqa: A002 - argparse's word
@@ -53,12 +56,23 @@ def argument(*, help: str, metavar: str) -> Any:  # noqa: A002 - argparse's word
 def like(config_class: type, name: str) -> Any:
     """A field with the default and the flag of another configuration's field of this name."""
     (field,) = (f for f in dataclasses.fields(config_class) if f.name == name)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    return dataclasses.field(default=field.default, metadata=field.metadata, repr=field.repr)
 
 
-def child_environment() -> dict[str, str]:
-    """Return the environment for a child process of ours: this one's, without its own file."""
-    return {k: v for k, v in os.environ.items() if k != f"{ENV_PREFIX}CONFIG"}
+def child_environment(*, without: Sequence[str] = ()) -> dict[str, str]:
+    """Return the environment for a child process of ours: this one's, without its own file.
+
+    Neither has it the variables of the fields `without`, which are not meant for the child.
+    """
+    dropped = {f"{ENV_PREFIX}CONFIG", *map(_variable, without)}
+    return {k: v for k, v in os.environ.items() if k not in dropped}
+
+
+def secret_variables(config: object, *, without: Sequence[str] = ()) -> dict[str, str]:
+    """Return the environment that hands a configuration's secrets to a child process."""
+    names = [name for name in _secrets(type(config)) if name not in without]
+    values = {name: getattr(config, name) for name in names}
+    return {_variable(name): value for name, value in values.items() if value is not None}
 
 
 def parse_config(
@@ -75,6 +89,12 @@ def parse_config(
     variable or key that is wrong, and SystemExit(0) after `--help` and `--print-config`.
     """
     own, rest = _split(argv)
+    for name in _secrets(config_class):
+        if any(argument.partition("=")[0] == _flag(name) for argument in own):
+            raise InvalidConfig(
+                f"a secret is not for the command line, which others see: set {_variable(name)}",
+                param=name,
+            )
     parser = _parser(config_class, prog, description)
     environ = os.environ if environment is None else environment
     values = vars(parser.parse_args(own, env_vars=environ))
@@ -196,7 +216,7 @@ def _add(parser: _Parser, field: "dataclasses.Field[Any]", hint: Any) -> None:
             field.name, metavar=about["metavar"], nargs=nargs, help=about["help"], type=kind
         )
         return
-    text = argparse.SUPPRESS if about["hidden"] else _help(field)
+    text = argparse.SUPPRESS if about["hidden"] or about["secret"] else _help(field)
     if kind is bool:
         parser.add_argument(_flag(field.name), action="store_true", help=text)
         return
@@ -234,6 +254,15 @@ def _flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
+def _variable(field: str) -> str:
+    return ENV_PREFIX + field.upper()
+
+
+def _secrets(config_class: type) -> list[str]:
+    fields = dataclasses.fields(cast("Any", config_class))
+    return [field.name for field in fields if field.metadata.get("secret")]
+
+
 def _shown(config: object, parser: _Parser) -> str:
     lines = []
     for field in dataclasses.fields(cast("Any", config)):
@@ -241,6 +270,8 @@ def _shown(config: object, parser: _Parser) -> str:
         if field.metadata.get("hidden"):
             continue
         plain = list(value) if isinstance(value, tuple) else value
+        if field.metadata.get("secret") and value is not None:
+            plain = "***"
         plain = str(plain) if isinstance(plain, Path) else plain
         text = yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
         default = not field.metadata.get("positional") and value == field.default

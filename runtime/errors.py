@@ -155,6 +155,24 @@ class Overloaded(ServingError):
         self.retry_after_s = retry_after_s
 
 
+class Unauthenticated(ServingError):
+    """The call carries no key, or none that is known here (OpenAI: invalid_api_key)."""
+
+    code = Code.UNAUTHENTICATED
+    http_status = 401
+    openai_type = "invalid_request_error"
+    reason = "invalid_api_key"
+
+
+class RequestTimeout(ServingError):
+    """The client took too long to send its request."""
+
+    code = Code.DEADLINE_EXCEEDED
+    http_status = 408
+    openai_type = "timeout_error"
+    reason = "request_timeout"
+
+
 class DeadlineExceeded(ServingError):
     """The request's deadline passed before its final response."""
 
@@ -190,6 +208,7 @@ _BY_CODE: dict[int, type[ServingError]] = {
     Code.NOT_FOUND: ModelNotFound,
     Code.UNAVAILABLE: WorkerLost,
     Code.RESOURCE_EXHAUSTED: Overloaded,
+    Code.UNAUTHENTICATED: Unauthenticated,
     Code.DEADLINE_EXCEEDED: DeadlineExceeded,
     Code.CANCELLED: Cancelled,
     Code.UNIMPLEMENTED: Unsupported,

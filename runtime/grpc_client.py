@@ -8,11 +8,13 @@ from typing import Any, Self
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
 
-from runtime.errors import Cancelled, InternalError
+from runtime.errors import Cancelled, InternalError, ServingError
 from runtime.grpc_errors import error_of
+from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES
 from runtime.grpc_tls import channel_credentials
-from runtime.tls import ClientTls
+from runtime.tls import ClientIdentity, ClientTls
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
@@ -53,7 +55,7 @@ class RpcChannel:
 
     A call on a broken connection fails at once with UNAVAILABLE (WorkerLost); nothing is retried.
     `keepalive_s` None sends no pings: servers that are not ours may count them as abuse. With
-    `tls` its files are read here, which raises InvalidConfig when they are wrong; changed ones
+    ClientTls its files are read here, which raises InvalidConfig when they are wrong; changed ones
     hold from the next connection on. `call_metadata` is asked at each call for what all calls
     carry, such as credentials; a call's own metadata wins.
     """
@@ -64,16 +66,14 @@ class RpcChannel:
         *,
         rpc_types: RpcTypes,
         keepalive_s: float | None = 10.0,
-        tls: ClientTls | None = None,
+        tls: ClientTls | ClientIdentity | None = None,
         call_metadata: Callable[[], Metadata] = dict,
     ) -> None:
         self.address = address
         self._rpc_types = rpc_types
         self._call_metadata = call_metadata
         self._options: list[tuple[str, int | str]] = [*channel_args(keepalive_s=keepalive_s)]
-        if tls is not None and tls.server_name is not None:
-            self._options.append(("grpc.ssl_target_name_override", tls.server_name))
-        self._files = None if tls is None else tls.open()
+        self._files = tls.open() if isinstance(tls, ClientTls) else tls
         self._unary: dict[tuple[str, str], tuple[Any, Callable[[bytes], Any]]] = {}
         self._channel = self._open()
 
@@ -102,6 +102,15 @@ class RpcChannel:
             raise error_of(error) from None
         return parse(data)
 
+    async def is_serving(self, service: str = "", *, timeout_s: float) -> bool:
+        """Whether grpc.health.v1, which needs no key, says so; false without an answer."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            answer = await self.unary(HEALTH_SERVICE, "Check", request, timeout_s=timeout_s)
+        except ServingError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
     def stream(
         self,
         service: str,
@@ -126,8 +135,11 @@ class RpcChannel:
         if self._files is None:
             return grpc.aio.insecure_channel(self.address, options=self._options)
         self._pem = self._files.current
+        options = self._options
+        if self._pem.server_name is not None:
+            options = [*options, ("grpc.ssl_target_name_override", self._pem.server_name)]
         return grpc.aio.secure_channel(
-            self.address, channel_credentials(self._pem), options=self._options
+            self.address, channel_credentials(self._pem), options=options
         )
 
     def _present_channel(self) -> grpc.aio.Channel:
@@ -146,7 +158,8 @@ class RpcChannel:
         return tuple({**self._call_metadata(), **(metadata or {})}.items()) or None
 
     def _parser(self, service: str, method: str) -> Callable[[bytes], Any]:
-        response_class: Any = self._rpc_types(service)[method][1]
+        types = RPC_TYPES if service == HEALTH_SERVICE else self._rpc_types(service)
+        response_class: Any = types[method][1]
 
         def parse(data: bytes) -> Any:
             try:

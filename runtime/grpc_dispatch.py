@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
 
+from runtime.access import Access
 from runtime.errors import (
     INTERNAL_TEXT,
     Code,
@@ -33,44 +35,87 @@ CALLS_IN_FLIGHT = Gauge("penstock_grpc_calls_in_flight", "Rpcs whose handlers ru
 _HEADER_OVERHEAD_BYTES = 32
 
 
-class Dispatch:
-    """The rpcs of one server: makes their handlers and knows which of them are running."""
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """One rpc: `service/name`, how its messages are read, and who may call it (None: anybody)."""
 
-    def __init__(self, *, max_metadata_bytes: int) -> None:
+    name: str
+    parse: Parse
+    access: Access | None
+
+
+class Dispatch:
+    """The rpcs of one server: makes their handlers and knows which of them are running.
+
+    `access` is asked for the caller at each call, except of services that are open to all.
+    """
+
+    def __init__(self, *, max_metadata_bytes: int, access: Access | None = None) -> None:
         self._max_metadata_bytes = max_metadata_bytes
+        self._access = access
         self._calls: set[GrpcCall] = set()
         self.in_flight = InFlight()
 
     def generic_handler(self, service: Service, types: RpcTypes) -> grpc.GenericRpcHandler:
         """Return the handler of all methods of `service`; others of it are UNIMPLEMENTED."""
+        access = None if service.open_to_all else self._access
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for name, unary in service.unary.items():
-            serve_unary = self._unary(unary, _parser(types[name][0]), f"{service.name}/{name}")
-            methods[name] = grpc.unary_unary_rpc_method_handler(serve_unary)
+            method = _Method(f"{service.name}/{name}", _parser(types[name][0]), access)
+            methods[name] = grpc.unary_unary_rpc_method_handler(self._unary(unary, method))
         for name, start in service.streams.items():
-            serve_stream = self._stream(start, _parser(types[name][0]), f"{service.name}/{name}")
-            methods[name] = grpc.stream_stream_rpc_method_handler(serve_stream)
-        return grpc.method_handlers_generic_handler(service.name, methods)
+            method = _Method(f"{service.name}/{name}", _parser(types[name][0]), access)
+            methods[name] = grpc.stream_stream_rpc_method_handler(self._stream(start, method))
+        handler = grpc.method_handlers_generic_handler(service.name, methods)
+        return handler if access is None else _Guarded(handler, self, access)
 
     def stop_streams(self) -> None:
         """End every running streaming call with Draining."""
         for call in tuple(self._calls):
             call.stop()
 
-    def _unary(self, handler: UnaryHandler, parse: Parse, method: str) -> Callable[..., Any]:
+    def caller(self, pairs: Any, access: Access | None) -> tuple[dict[str, str], str | None]:
+        """Return a call's metadata and its caller. Raises Overloaded or Unauthenticated.
+
+        C-core has a limit for metadata too, but a client that never acknowledges SETTINGS gets
+        past it.
+        """
+        metadata: dict[str, str] = {}
+        size = 0
+        for key, value in pairs or ():
+            size += len(key) + len(value) + _HEADER_OVERHEAD_BYTES
+            if isinstance(value, str):
+                metadata[key] = f"{metadata[key]},{value}" if key in metadata else value
+        if size > self._max_metadata_bytes:
+            raise Overloaded(f"request metadata is over {self._max_metadata_bytes} bytes")
+        return metadata, None if access is None else access.principal(metadata)
+
+    def refusal(self, method: str, error: ServingError) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return a handler that ends a call with `error` and reads none of its messages."""
+
+        async def fail() -> None:
+            raise error
+
+        async def serve(_: AsyncIterator[bytes], context: Context[Any, Any]) -> None:
+            await self._run(method, context, fail())
+
+        return grpc.stream_stream_rpc_method_handler(serve)
+
+    def _unary(self, handler: UnaryHandler, method: _Method) -> Callable[..., Any]:
         async def answer(data: bytes, context: Context[Any, Any]) -> bytes:
-            response = await handler(parse(data), self._info(method, context))
+            info = self._info(method, context)
+            response = await handler(method.parse(data), info)
             encoded: bytes = response.SerializeToString()
             return encoded
 
         async def serve(data: bytes, context: Context[Any, Any]) -> bytes:
-            return await self._run(method, context, answer(data, context))
+            return await self._run(method.name, context, answer(data, context))
 
         return serve
 
-    def _stream(self, start: StreamHandler, parse: Parse, method: str) -> Callable[..., Any]:
+    def _stream(self, start: StreamHandler, method: _Method) -> Callable[..., Any]:
         async def answer(requests: AsyncIterator[bytes], context: Context[Any, Any]) -> None:
-            call = GrpcCall(self._info(method, context), parse)
+            call = GrpcCall(self._info(method, context), method.parse)
             self._calls.add(call)
             try:
                 await call.run(start, requests, context)
@@ -78,7 +123,7 @@ class Dispatch:
                 self._calls.discard(call)
 
         async def serve(requests: AsyncIterator[bytes], context: Context[Any, Any]) -> None:
-            await self._run(method, context, answer(requests, context))
+            await self._run(method.name, context, answer(requests, context))
 
         return serve
 
@@ -102,30 +147,41 @@ class Dispatch:
             await context.abort(*status_of(error))
             raise AssertionError("abort raises")
 
-    def _info(self, method: str, context: Context[Any, Any]) -> CallInfo:
-        """Read the call's metadata; raises Overloaded when a peer sent more than the limit.
-
-        C-core has this limit too, but a client that never acknowledges SETTINGS gets past it.
-        """
-        metadata: dict[str, str] = {}
-        size = 0
-        for key, value in context.invocation_metadata() or ():
-            size += len(key) + len(value) + _HEADER_OVERHEAD_BYTES
-            if isinstance(value, str):
-                metadata[key] = f"{metadata[key]},{value}" if key in metadata else value
-        if size > self._max_metadata_bytes:
-            raise Overloaded(f"request metadata is over {self._max_metadata_bytes} bytes")
+    def _info(self, method: _Method, context: Context[Any, Any]) -> CallInfo:
+        metadata, principal = self.caller(context.invocation_metadata(), method.access)
         left_s = context.time_remaining()
         return CallInfo(
-            method=method.rpartition("/")[2],
+            method=method.name.rpartition("/")[2],
             metadata=metadata,
             deadline_s=None if left_s is None else time.monotonic() + left_s,
             peer=context.peer(),
+            principal=principal,
         )
 
 
 def _count(method: str, code: Code) -> None:
     CALLS.labels(method.rpartition("/")[2], code.name).inc()
+
+
+class _Guarded(grpc.GenericRpcHandler):
+    """Asks for the caller before any message is read: what a stranger sends stays unread."""
+
+    def __init__(self, methods: grpc.GenericRpcHandler, dispatch: Dispatch, access: Access) -> None:
+        self._methods = methods
+        self._dispatch = dispatch
+        self._access = access
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        handler = self._methods.service(handler_call_details)
+        if handler is None:
+            return None
+        try:
+            self._dispatch.caller(handler_call_details.invocation_metadata, self._access)
+        except ServingError as error:
+            return self._dispatch.refusal(handler_call_details.method.lstrip("/"), error)
+        return handler
 
 
 def _parser(message_class: type) -> Parse:

@@ -37,7 +37,10 @@ class Health:
         self._watchers: set[_Watcher] = set()
         self._closed = False
         self.service = Service(
-            name=HEALTH_SERVICE, unary={"Check": self._check}, streams={"Watch": self._watch}
+            name=HEALTH_SERVICE,
+            unary={"Check": self._check},
+            streams={"Watch": self._watch},
+            open_to_all=True,
         )
 
     def set_serving(self, name: str, serving: bool) -> None:

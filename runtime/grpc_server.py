@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from runtime import grpc_health_service, grpc_reflection_service
+from runtime.access import Access
 from runtime.errors import InvalidConfig
 from runtime.grpc_dispatch import Dispatch
 from runtime.grpc_tls import server_credentials
@@ -58,7 +59,8 @@ class GrpcServer:
     Every service and "" start as NOT_SERVING. Bytes that are no message are INVALID_ARGUMENT; an
     error of runtime/errors.py becomes its status with `penstock-reason` and `penstock-param` in
     the trailing metadata; any other exception is logged and becomes INTERNAL with a fixed text.
-    With `tls` nothing else than TLS is spoken.
+    With `tls` nothing else than TLS is spoken; with `access` every call but those of health needs
+    a key that it knows.
     """
 
     def __init__(
@@ -71,11 +73,14 @@ class GrpcServer:
         port: int,
         options: GrpcOptions | None = None,
         tls: ServerIdentity | None = None,
+        access: Access | None = None,
     ) -> None:
         self._options = options or GrpcOptions()
         self._tls = tls
         self._host, self._port = host, port
-        self._dispatch = Dispatch(max_metadata_bytes=self._options.max_metadata_bytes)
+        self._dispatch = Dispatch(
+            max_metadata_bytes=self._options.max_metadata_bytes, access=access
+        )
         names = [service.name for service in services]
         self._health = grpc_health_service.Health(["", *names])
         names += [grpc_health_service.HEALTH_SERVICE, grpc_reflection_service.REFLECTION_SERVICE]

@@ -9,7 +9,8 @@ from runtime.errors import InvalidConfig
 from runtime.logs import FORMATS, LEVELS
 from runtime.metrics import PREFIX
 from runtime.ports import require_free_ports
-from runtime.tls import ClientTls, ServerTls
+from runtime.shared_token import SharedToken
+from runtime.tls import ClientTls, ServerIdentity, ServerTls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,11 @@ class ProcessOptions:
         tls = ServerTls(cert=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
         return None if tls.cert is None else tls
 
+    def open_server_tls(self) -> ServerIdentity | None:
+        """Read the files to serve TLS with; None without. Raises InvalidConfig naming a flag."""
+        tls = self.server_tls
+        return None if tls is None else tls.open()
+
     def require_free_ports(self) -> None:
         """Raise InvalidConfig naming the flag of a port that is taken."""
         ports = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_port")}
@@ -78,6 +84,31 @@ class ProcessOptions:
                 del ports[field]
         require_free_ports(self.status_host, {"metrics_port": ports.pop("metrics_port")})
         require_free_ports(self.host, ports)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions:
+    """What front doors and workers know each other by. Without slots, to stand beside other bases.
+
+    The file wins over the variable.
+    """
+
+    fleet_token_file: Path | None = option(
+        None,
+        help="token that front doors send and workers demand, one a line: the first is sent, all "
+        "are accepted; read again when it changes (or a token in PENSTOCK_FLEET_TOKEN)",
+    )
+    fleet_token: str | None = option(
+        None, help="token that front doors send and workers demand", secret=True
+    )
+
+    def open_fleet_token(self) -> SharedToken | None:
+        """Return the token; None when none is configured. Raises InvalidConfig naming the flag."""
+        if self.fleet_token_file is None and self.fleet_token is None:
+            return None
+        return SharedToken(
+            file=self.fleet_token_file, value=self.fleet_token, flag="--fleet-token-file"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,16 @@ from runtime.errors import ServingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallInfo:
-    """What came with a call: lower-case metadata, and the deadline in `time.monotonic` seconds."""
+    """What came with a call: lower-case metadata, and the deadline in `time.monotonic` seconds.
+
+    `principal` names the caller where keys are demanded, else it is None.
+    """
 
     method: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     deadline_s: float | None = None
     peer: str = ""
+    principal: str | None = None
 
 
 class Call(Protocol):
@@ -89,9 +93,11 @@ class Service:
     """One gRPC service: its full name and its handlers. A method in neither is UNIMPLEMENTED.
 
     A unary handler is a coroutine function (message, info) -> message; it is cancelled when the
-    peer goes away. Streaming handlers serve stream-stream methods.
+    peer goes away. Streaming handlers serve stream-stream methods. `open_to_all` services answer
+    callers without a key also where keys are demanded.
     """
 
     name: str
     unary: Mapping[str, UnaryHandler] = field(default_factory=dict)
     streams: Mapping[str, StreamHandler] = field(default_factory=dict)
+    open_to_all: bool = False

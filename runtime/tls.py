@@ -31,9 +31,11 @@ class ClientPem:
     ca: bytes | None
     cert: bytes | None
     key: bytes | None = field(repr=False)
+    server_name: str | None
 
 
 ServerIdentity: TypeAlias = Reloading[ServerPem]
+ClientIdentity: TypeAlias = Reloading[ClientPem]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class ClientTls:
             if getattr(self, have) is not None and getattr(self, lack) is None:
                 _refuse(self.flags, have, f"needs {_flag(self.flags, lack)} beside it")
 
-    def open(self) -> Reloading[ClientPem]:
+    def open(self) -> ClientIdentity:
         """Read the files; raises InvalidConfig naming the flag and the file that is wrong."""
         return Reloading(_given(self.ca, self.cert, self.key), self._read)
 
@@ -102,7 +104,7 @@ class ClientTls:
             ca = _read_certificates(context, self.flags, "ca", self.ca)
         if self.cert is not None and self.key is not None:
             cert, key = _read_pair(context, self.flags, self.cert, self.key)
-        return ClientPem(ca=ca, cert=cert, key=key)
+        return ClientPem(ca=ca, cert=cert, key=key, server_name=self.server_name)
 
 
 class RotatingContext(ssl.SSLContext):

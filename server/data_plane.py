@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 
 from router.router import RouteRequest
+from runtime.access import Limits, Unlimited
 from runtime.errors import (
     DeadlineExceeded,
     Draining,
@@ -44,10 +45,12 @@ class DataPlane:
         *,
         text_threads: Executor | None = None,
         tracing: Tracing | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._fleet = fleet
         self._tracing = tracing or Tracing()
         self._config = config
+        self._limits = limits or Unlimited()
         self._text_threads = text_threads
         self._flights: dict[Generation, Flight] = {}
         self._places: dict[str, Places[Generation]] = {}
@@ -91,7 +94,10 @@ class DataPlane:
         come from the generation's `take`.
         """
         record = RequestRecord(
-            request_id=request.request_id, endpoint=request.endpoint, started_s=time.monotonic()
+            request_id=request.request_id,
+            endpoint=request.endpoint,
+            principal=request.principal,
+            started_s=time.monotonic(),
         )
         trace = RequestTrace(self._tracing, request, record.started_s) if self._tracing else None
         try:
@@ -100,6 +106,7 @@ class DataPlane:
             deadline_s = deadline_of(request, self._config, record.started_s)
             if deadline_s is not None and deadline_s <= record.started_s:
                 raise DeadlineExceeded("the deadline passed before the request began")
+            self._limits.enter(request.principal)
         except ServingError as error:
             now = time.monotonic()
             record.end(error.reason, now, error.message)
@@ -143,6 +150,7 @@ class DataPlane:
         if flight is None:
             return
         flight.cancel_timers()
+        self._limits.leave(generation.request.principal)
         if flight.link is not None:
             if cancel:
                 flight.link.cancel(flight.slot)

@@ -21,6 +21,13 @@ from wire.pool import rpc_types
 
 log = logging.getLogger(__name__)
 
+Connect = Callable[[str], RpcChannel]
+
+
+def plain_channel(address: str) -> RpcChannel:
+    """A channel without TLS or token."""
+    return RpcChannel(address, rpc_types=rpc_types)
+
 
 class ServedModel:
     """A model that has, or had, workers: its card, text side, router and connected links."""
@@ -44,11 +51,14 @@ class Fleet:
     `on_workers_change` with a model that has gained or lost a worker.
     """
 
-    def __init__(self, config: FrontDoorConfig, discovery: Discovery) -> None:
+    def __init__(
+        self, config: FrontDoorConfig, discovery: Discovery, connect: Connect = plain_channel
+    ) -> None:
         self.on_ready_change: Callable[[], None] | None = None
         self.on_workers_change: Callable[[ServedModel], None] | None = None
         self._config = config
         self._discovery = discovery
+        self._connect = connect
         self._models: dict[str, ServedModel] = {}
         self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
         self._synced = asyncio.Event()
@@ -128,7 +138,7 @@ class Fleet:
             return
         link = WorkerLink(
             instance,
-            RpcChannel(instance.address, rpc_types=rpc_types),
+            self._connect(instance.address),
             retry_max_s=self._config.connect_retry_max_s,
             on_change=self._link_changed,
         )

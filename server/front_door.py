@@ -5,27 +5,38 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
+from runtime.access import Limits
 from runtime.discovery import Discovery
 from runtime.errors import Draining
 from runtime.rpc import Service
 from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
 from server.data_plane import DataPlane
-from server.fleet import Fleet, ServedModel
+from server.fleet import Connect, Fleet, ServedModel, plain_channel
 from server.kserve import KServeService
 from wire.generate import Backend
 
 
 class FrontDoor:
-    """Everything behind the front door's sockets. `run` must be running for it to serve."""
+    """Everything behind the front door's sockets. `run` must be running for it to serve.
+
+    `limits` holds callers to what their keys allow; `connect` makes the channel to a worker's
+    address, with the credentials it needs.
+    """
 
     def __init__(
-        self, config: FrontDoorConfig, discovery: Discovery, tracing: Tracing | None = None
+        self,
+        config: FrontDoorConfig,
+        discovery: Discovery,
+        *,
+        tracing: Tracing | None = None,
+        limits: Limits | None = None,
+        connect: Connect = plain_channel,
     ) -> None:
         self._text_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text")
-        self._fleet = Fleet(config, discovery)
+        self._fleet = Fleet(config, discovery, connect)
         self._plane = DataPlane(
-            self._fleet, config, text_threads=self._text_threads, tracing=tracing
+            self._fleet, config, text_threads=self._text_threads, tracing=tracing, limits=limits
         )
         self.services: list[Service] = [KServeService(self._fleet, self._plane).service]
         self.backend: Backend = self._plane

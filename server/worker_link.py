@@ -4,7 +4,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    wait_random_exponential,
+)
 
 from runtime.errors import EngineFailed, ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
@@ -47,6 +52,7 @@ class WorkerLink:
         self._next_slot = 0
         self._retiring = False
         self._frames = FRAMES.labels(instance.card.name)
+        self._complaint = ""
 
     @property
     def running(self) -> int:
@@ -100,6 +106,7 @@ class WorkerLink:
                 async for attempt in AsyncRetrying(
                     retry=retry_if_exception_type(ServingError),
                     wait=wait_random_exponential(multiplier=0.05, max=self._retry_max_s),
+                    before_sleep=self._note_failure,
                     reraise=True,
                 ):
                     with attempt:
@@ -116,6 +123,7 @@ class WorkerLink:
             if answered.get(FRAMES_HEADER) != "1":
                 raise WorkerLost(f"{self.instance.address} does not answer in step frames")
             self._stream = stream
+            self._complaint = ""
             self._set_connected(not self._retiring)
             why = "the worker closed its stream"
             try:
@@ -127,6 +135,13 @@ class WorkerLink:
                 self._stream = None
                 self._set_connected(False)
                 self._lost(why)
+
+    def _note_failure(self, state: RetryCallState) -> None:
+        """Log why there is no connection, once for each reason in turn."""
+        why = str(state.outcome.exception()) if state.outcome else ""
+        if why != self._complaint:
+            self._complaint = why
+            log.warning("no connection to worker %s: %s", self.instance.instance_id, why)
 
     def _deliver(self, frame: ModelStreamInferResponse) -> None:
         self._frames.inc()

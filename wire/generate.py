@@ -17,6 +17,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit for the whole request, in seconds; `deadline_s` is that limit or the rpc's as
     `time.monotonic` seconds. `stream` false says that nobody looks at it before its end.
     `endpoint` names the rpc or path it came by; `traceparent` is the W3C header that came with it.
+    `principal` is the name of the API key it came with, for limits and logs.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     endpoint: str = ""
     traceparent: str | None = None
+    principal: str | None = None
 
 
 class TokenText(msgspec.Struct, frozen=True, kw_only=True):

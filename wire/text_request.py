@@ -90,6 +90,7 @@ def decode_text_request(
         deadline_s=info.deadline_s,
         endpoint=info.method,
         traceparent=info.metadata.get("traceparent"),
+        principal=info.principal,
         **prompt_fields,
     )
     selection = OutputSelection(

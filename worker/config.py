@@ -7,7 +7,7 @@ from pathlib import Path
 from runtime.config import argument, option
 from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig
-from runtime.options import ProcessOptions
+from runtime.options import FleetOptions, ProcessOptions
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
@@ -26,7 +26,7 @@ _LEAST = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig(ProcessOptions):
+class WorkerConfig(FleetOptions, ProcessOptions):
     """One worker process. vLLM's own engine arguments stand behind `--` and are no part of it."""
 
     model: str = argument(help="folder, GGUF file, Hugging Face id, or smollm2", metavar="MODEL")

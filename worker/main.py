@@ -26,6 +26,9 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
     when the worker cannot start.
     """
     config.require_free_ports()
+    # Before the engine, which takes its time, finds them wrong.
+    config.open_server_tls()
+    config.open_fleet_token()
     model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
     engine = build_engine(config, model, engine_arguments)
     # gRPC must not be imported before the engine's process is forked.

@@ -114,6 +114,8 @@ class WorkerProcess:
             pool=POOL,
             host=config.host,
             port=config.grpc_port,
+            tls=config.open_server_tls(),
+            access=config.open_fleet_token(),
         )
         self._set_serving(False)
         address = await self._server.start()

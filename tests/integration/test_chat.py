@@ -200,7 +200,9 @@ async def piped(text: str, *args: str, **options: Any) -> tuple[int, str, str]:
         *CHAT,
         "--temperature=0",
         *args,
-        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     out, err = await asyncio.wait_for(process.communicate(text.encode()), 30)
     assert process.returncode is not None
@@ -250,7 +252,9 @@ async def test_a_reader_that_goes_away_ends_the_chat_quietly_and_frees_the_engin
         *CHAT,
         f"--target={slow_stack.grpc}",
         "--max-tokens=5000",
-        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdin is not None
     assert process.stdout is not None
