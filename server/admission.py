@@ -1,80 +1,93 @@
-"""Who may run and who waits: places per model, a bounded queue before them. Decisions only."""
+"""Gives admitted requests their places, at once or when one becomes free."""
 
-import heapq
-import itertools
+import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
 
-from runtime.errors import Overloaded
+from runtime.errors import ModelNotReady, Overloaded, shown_error
+from runtime.request_record import QUEUED
+from server.config import FrontDoorConfig
+from server.fleet import ServedModel
+from server.flight import Flight
+from server.places import Places
 
-T = TypeVar("T")
 
+class Admission:
+    """The places of all models. `start` begins a request that has one; what it raises ends it.
 
-class Places(Generic[T]):
-    """The places of one model, counted in sequences.
-
-    `capacity` returns how many sequences may run now; None is no limit. What has to wait does so
-    by priority (the lower goes first, as in vLLM), then in order of arrival. A request larger
-    than the capacity runs when nothing else does.
+    With `worker_concurrency` 0 there are no places, and everybody starts at once.
     """
 
-    def __init__(self, capacity: Callable[[], int | None], queue_limit: int) -> None:
-        self._capacity = capacity
-        self._queue_limit = queue_limit
-        self._running: dict[T, int] = {}
-        self._used = 0
-        self._waiting: dict[T, int] = {}
-        self._order: list[tuple[int, int, T]] = []
-        self._numbers = itertools.count()
+    def __init__(self, config: FrontDoorConfig, start: Callable[[Flight], None]) -> None:
+        self._config = config
+        self._start = start
+        self._places: dict[str, Places[Flight]] = {}
+        self._filling = False
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
-        return len(self._waiting)
+        """How many requests wait; may be asked by any thread."""
+        return sum(places.waiting for places in list(self._places.values()))
 
-    def enter(self, item: T, *, sequences: int, priority: int) -> bool:
-        """Give `item` a place, True, or let it wait, False; raises Overloaded if it may not."""
-        if not self._waiting and self._fits(sequences):
-            self._take(item, sequences)
+    def enter(self, flight: Flight) -> bool:
+        """Take a place, True, or wait for one, False; raises Overloaded when the queue is full."""
+        config, request = self._config, flight.generation.request
+        if not config.worker_concurrency:
             return True
-        if len(self._waiting) >= self._queue_limit:
-            raise Overloaded(
-                f"all places are taken and {len(self._waiting)} requests wait for one; "
-                "try again later"
-            )
-        self._waiting[item] = sequences
-        heapq.heappush(self._order, (priority, next(self._numbers), item))
+        places = self._places_of(flight.model)
+        if places.enter(flight, sequences=request.sampling.n, priority=request.priority):
+            return True
+        QUEUED.labels(flight.model.card.name).set(places.waiting)
+        if config.queue_timeout_s:
+            flight.call_later(config.queue_timeout_s, lambda: self._waited_too_long(flight))
         return False
 
-    def leave(self, item: T) -> None:
-        """Give up the place, or the wait for one. Unknown items are ignored."""
-        self._waiting.pop(item, None)
-        self._used -= self._running.pop(item, 0)
+    def leave(self, flight: Flight) -> None:
+        """Give up the place, or the wait for one; the next in the queue starts."""
+        places = self._places.get(flight.model.card.name)
+        if places is not None:
+            places.leave(flight)
+            self._fill(places, flight.model)
 
-    def next(self) -> T | None:
-        """Give a free place to whoever is first; None when nobody waits or nothing fits."""
-        while self._order:
-            item = self._order[0][2]
-            sequences = self._waiting.get(item)
-            if sequences is None:
-                heapq.heappop(self._order)
-                continue
-            if not self._fits(sequences):
-                return None
-            heapq.heappop(self._order)
-            del self._waiting[item]
-            self._take(item, sequences)
-            return item
-        return None
+    def workers_changed(self, model: ServedModel) -> None:
+        """More workers are more places; without any nobody shall wait."""
+        places = self._places.get(model.card.name)
+        if places is None:
+            return
+        if model.ready:
+            self._fill(places, model)
+            return
+        name = model.card.name
+        for flight in places.everyone_waiting():
+            error = ModelNotReady(f"model {name!r} has no ready worker", param="model")
+            flight.generation.fail(error)
 
-    def everyone_waiting(self) -> list[T]:
-        """Who waits, in no order."""
-        return list(self._waiting)
+    def _places_of(self, model: ServedModel) -> Places[Flight]:
+        places = self._places.get(model.card.name)
+        if places is None:
+            each = self._config.worker_concurrency
+            places = Places(lambda: len(model.links) * each, self._config.queue_limit)
+            self._places[model.card.name] = places
+        return places
 
-    def _fits(self, sequences: int) -> bool:
-        capacity = self._capacity()
-        return capacity is None or self._used + sequences <= capacity or not self._running
+    def _waited_too_long(self, flight: Flight) -> None:
+        if flight.record.queued_s is None:
+            limit_s = self._config.queue_timeout_s
+            flight.generation.fail(Overloaded(f"no place became free within {limit_s:g} s"))
 
-    def _take(self, item: T, sequences: int) -> None:
-        self._running[item] = sequences
-        self._used += sequences
+    def _fill(self, places: Places[Flight], model: ServedModel) -> None:
+        if self._filling:
+            return  # a request that fails at its start leaves: the loop below goes on
+        self._filling = True
+        try:
+            while (flight := places.next()) is not None:
+                self._start_queued(flight)
+        finally:
+            self._filling = False
+        QUEUED.labels(model.card.name).set(places.waiting)
+
+    def _start_queued(self, flight: Flight) -> None:
+        flight.record.queued_s = time.monotonic() - flight.record.started_s
+        try:
+            self._start(flight)
+        except Exception as error:  # noqa: BLE001 - nobody else would end this request
+            flight.generation.fail(shown_error(error, where="starting a queued request"))

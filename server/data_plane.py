@@ -18,9 +18,9 @@ from runtime.errors import (
     WorkerLost,
     shown_error,
 )
-from runtime.request_record import OK, QUEUED, RequestRecord
+from runtime.request_record import OK, RequestRecord
 from runtime.tracing import Tracing
-from server.admission import Places
+from server.admission import Admission
 from server.config import FrontDoorConfig
 from server.fleet import Fleet, ServedModel
 from server.flight import Flight, token_request
@@ -53,15 +53,14 @@ class DataPlane:
         self._limits = limits or Unlimited()
         self._text_threads = text_threads
         self._flights: dict[Generation, Flight] = {}
-        self._places: dict[str, Places[Generation]] = {}
+        self._admission = Admission(config, self._start)
         self._keys = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
         self._stall_timer: asyncio.TimerHandle | None = None
         self._giving_up = False
-        self._filling = False
         self.draining = False
-        fleet.on_workers_change = self._workers_changed
+        fleet.on_workers_change = self._admission.workers_changed
 
     @property
     def in_flight(self) -> int:
@@ -71,7 +70,7 @@ class DataPlane:
     @property
     def queued(self) -> int:
         """Requests among them that wait for a place."""
-        return sum(places.waiting for places in list(self._places.values()))
+        return self._admission.waiting
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -113,9 +112,9 @@ class DataPlane:
             if trace is not None:
                 trace.end(record, error.reason, now)
             raise
-        flight = Flight(model, key=str(next(self._keys)), record=record, trace=trace)
         generation = Generation(request, self, record)
-        self._enter(generation, flight, deadline_s)
+        flight = Flight(generation, model, key=str(next(self._keys)), trace=trace)
+        self._enter(flight, deadline_s)
         return generation
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
@@ -163,7 +162,7 @@ class DataPlane:
         flight.record.end(outcome, now, detail)
         if flight.trace is not None:
             flight.trace.end(flight.record, None if error is None else error.reason, now)
-        self._leave(generation, flight.model)
+        self._admission.leave(flight)
         if not self._flights:
             self._idle.set()
 
@@ -183,7 +182,7 @@ class DataPlane:
         flight.link = None
         flight.model.router.finished(flight.key, time.monotonic())
         try:
-            self._send(generation, flight, flight.prompt)
+            self._send(flight, flight.prompt)
         except ServingError:
             return False
         RETRIES.labels(flight.record.model).inc()
@@ -200,109 +199,52 @@ class DataPlane:
             raise Overloaded(f"{len(self._flights)} requests are in flight; try again later")
         return model
 
-    def _enter(self, generation: Generation, flight: Flight, deadline_s: float | None) -> None:
-        record = flight.record
+    def _enter(self, flight: Flight, deadline_s: float | None) -> None:
+        generation, record = flight.generation, flight.record
         self._flights[generation] = flight
         self._idle.clear()
         record.admitted(record.model)
         if deadline_s is not None:
             late = DeadlineExceeded("the deadline passed before the final response")
-            self._fail_later(generation, flight, deadline_s - record.started_s, late)
+            flight.call_later(deadline_s - record.started_s, lambda: generation.fail(late))
         try:
-            if self._takes_place(generation, flight):
-                self._start(generation, flight)
+            if self._admission.enter(flight):
+                self._start(flight)
         except BaseException as error:
             generation.ended = True
             shown = error if isinstance(error, ServingError) else None
             self.release(generation, cancel=True, error=shown or ServingError("not started"))
             raise
 
-    def _takes_place(self, generation: Generation, flight: Flight) -> bool:
-        config = self._config
-        if not config.worker_concurrency:
-            return True
-        name = flight.model.card.name
-        places = self._places.get(name)
-        if places is None:
-            model = flight.model
-            places = self._places[name] = Places(
-                lambda: len(model.links) * config.worker_concurrency, config.queue_limit
-            )
-        request = generation.request
-        if places.enter(generation, sequences=request.sampling.n, priority=request.priority):
-            return True
-        QUEUED.labels(name).set(places.waiting)
-        if config.queue_timeout_s:
-            late = Overloaded(f"no place became free within {config.queue_timeout_s:g} s")
-            self._fail_later(generation, flight, config.queue_timeout_s, late, while_queued=True)
-        return False
-
-    def _leave(self, generation: Generation, model: ServedModel) -> None:
-        places = self._places.get(model.card.name)
-        if places is not None:
-            places.leave(generation)
-            self._fill(places, model)
-
-    def _fill(self, places: Places[Generation], model: ServedModel) -> None:
-        if self._filling:
-            return  # a request that fails at its start leaves: the loop below goes on
-        self._filling = True
-        try:
-            while (generation := places.next()) is not None:
-                self._start_queued(generation)
-        finally:
-            self._filling = False
-        QUEUED.labels(model.card.name).set(places.waiting)
-
-    def _start_queued(self, generation: Generation) -> None:
-        flight = self._flights[generation]
-        flight.record.queued_s = time.monotonic() - flight.record.started_s
-        try:
-            self._start(generation, flight)
-        except Exception as error:  # noqa: BLE001 - nobody else would end this request
-            generation.fail(shown_error(error, where="starting a queued request"))
-
-    def _workers_changed(self, model: ServedModel) -> None:
-        """More workers are more places; without any nobody shall wait."""
-        places = self._places.get(model.card.name)
-        if places is None:
-            return
-        if model.ready:
-            self._fill(places, model)
-            return
-        name = model.card.name
-        for generation in places.everyone_waiting():
-            generation.fail(ModelNotReady(f"model {name!r} has no ready worker", param="model"))
-
-    def _start(self, generation: Generation, flight: Flight) -> None:
+    def _start(self, flight: Flight) -> None:
         if flight.trace is not None:
             flight.trace.step("admit", time.monotonic())
-        codec, request = flight.model.codec, generation.request
+        codec, request = flight.model.codec, flight.generation.request
         if codec.is_long(request):
             loop = asyncio.get_running_loop()
             future = loop.run_in_executor(self._text_threads, codec.encode_request, request)
-            future.add_done_callback(lambda done: self._encoded(generation, done))
+            future.add_done_callback(lambda done: self._encoded(flight, done))
         else:
-            self._dispatch(generation, flight, codec.encode_request(request))
+            self._dispatch(flight, codec.encode_request(request))
 
-    def _encoded(self, generation: Generation, done: "asyncio.Future[EncodedPrompt]") -> None:
-        flight = self._flights.get(generation)
-        if flight is None or done.cancelled():
+    def _encoded(self, flight: Flight, done: "asyncio.Future[EncodedPrompt]") -> None:
+        if flight.generation.ended or done.cancelled():
             return
         try:
-            self._dispatch(generation, flight, done.result())
+            self._dispatch(flight, done.result())
         except Exception as error:  # noqa: BLE001 - nobody else would end this request
-            generation.fail(shown_error(error, where="encoding a prompt"))
+            flight.generation.fail(shown_error(error, where="encoding a prompt"))
 
-    def _dispatch(self, generation: Generation, flight: Flight, prompt: EncodedPrompt) -> None:
-        generation.begin(flight.model.codec, prompt)
+    def _dispatch(self, flight: Flight, prompt: EncodedPrompt) -> None:
+        flight.generation.begin(flight.model.codec, prompt)
         flight.prompt = prompt
         if flight.trace is not None:
             flight.trace.step("tokenize", time.monotonic())
-        self._send(generation, flight, prompt)
+        self._send(flight, prompt)
 
-    def _send(self, generation: Generation, flight: Flight, prompt: EncodedPrompt) -> None:
-        request, model, name = generation.request, flight.model, flight.record.model
+    def _send(self, flight: Flight, prompt: EncodedPrompt) -> None:
+        generation, model = flight.generation, flight.model
+        request, name = generation.request, flight.record.model
         route = RouteRequest(
             request_id=flight.key,
             token_ids=prompt.token_ids,
@@ -326,21 +268,6 @@ class DataPlane:
         model.router.started(route, choice, now)
         DECISIONS.labels(name, choice.worker_id, self._config.router_policy).inc()
         self._watch_for_stalls()
-
-    def _fail_later(
-        self,
-        generation: Generation,
-        flight: Flight,
-        delay_s: float,
-        error: ServingError,
-        *,
-        while_queued: bool = False,
-    ) -> None:
-        def fail() -> None:
-            if not (while_queued and flight.record.queued_s is not None):
-                generation.fail(error)
-
-        flight.timers.append(asyncio.get_running_loop().call_later(delay_s, fail))
 
     def _watch_for_stalls(self) -> None:
         limits = [self._config.first_token_timeout_s, self._config.token_timeout_s]

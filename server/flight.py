@@ -1,12 +1,14 @@
 """Where a running generation is, and what its worker is asked."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from runtime.request_record import RequestRecord
 from server.fleet import ServedModel
+from server.generation import Generation
 from server.request_trace import RequestTrace
 from server.text.codec import EncodedPrompt
 from server.worker_link import WorkerLink
@@ -16,16 +18,16 @@ from wire.sampling import fit_to_context
 from wire.tokens import TokenRequest
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Flight:
     """One admitted request. `key` is its name in the router: clients may repeat their ids.
 
     `failed_workers` have lost it before its first token; `sent_s` is when a worker got it.
     """
 
+    generation: Generation
     model: ServedModel
     key: str
-    record: RequestRecord
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     prompt: EncodedPrompt | None = None
     link: WorkerLink | None = None
@@ -33,6 +35,15 @@ class Flight:
     sent_s: float = 0.0
     trace: RequestTrace | None = None
     failed_workers: frozenset[str] = frozenset()
+
+    @property
+    def record(self) -> RequestRecord:
+        """What is kept of it."""
+        return self.generation.record
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Call unless it is over by then."""
+        self.timers.append(asyncio.get_running_loop().call_later(delay_s, call))
 
     def cancel_timers(self) -> None:
         """Wait for no limit any more."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import Overloaded
-from server.admission import Places
+from server.places import Places
 
 
 def places(capacity: int | None, queue_limit: int = 10) -> Places[str]:
