@@ -31,10 +31,11 @@ _LOOK_S = 0.1
 _FRONT_FLAGS = (
     "host", "grpc_port", "http_port", "metrics_port", "no_http", "no_grpc", "max_body_bytes",
     "max_message_bytes", "router_policy", "request_timeout_s", "log_level", "log_format",
-    "drain_timeout_s",
+    "drain_timeout_s", "otlp_endpoint",
 )  # fmt: skip
 _WORKER_FLAGS = (
-    "host", "engine", "cache_dir", "log_level", "log_format", "drain_timeout_s", "sim_speedup",
+    "host", "engine", "cache_dir", "log_level", "log_format", "drain_timeout_s", "otlp_endpoint",
+    "canary_interval_s", "canary_timeout_s", "canary_tokens", "stall_timeout_s", "sim_speedup",
     "sim_mean_answer_tokens", "sim_context_length", "sim_block_size", "sim_kv_blocks",
     "sim_max_num_seqs", "sim_max_num_batched_tokens", "sim_die_after_steps",
 )  # fmt: skip
@@ -53,6 +54,10 @@ class ServeConfig(FrontOptions):
     workers: int = option(1, help="workers per model")
     engine: str = like(WorkerConfig, "engine")
     cache_dir: Path | None = like(WorkerConfig, "cache_dir")
+    canary_interval_s: float = like(WorkerConfig, "canary_interval_s")
+    canary_timeout_s: float = like(WorkerConfig, "canary_timeout_s")
+    canary_tokens: str = like(WorkerConfig, "canary_tokens")
+    stall_timeout_s: float = like(WorkerConfig, "stall_timeout_s")
     sim_speedup: float = like(WorkerConfig, "sim_speedup")
     sim_mean_answer_tokens: int = like(WorkerConfig, "sim_mean_answer_tokens")
     sim_context_length: int | None = like(WorkerConfig, "sim_context_length")
