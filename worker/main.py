@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from runtime.errors import InvalidConfig
+from runtime.errors import InvalidConfig, ServingError
 from worker.config import WorkerConfig
 from worker.engine import Engine
 from worker.models import ResolvedModel, resolve_model
@@ -30,7 +30,11 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
     config.open_server_tls()
     config.open_fleet_token()
     model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
-    engine = build_engine(config, model, engine_arguments)
+    try:
+        engine = build_engine(config, model, engine_arguments)
+    except ServingError:
+        log.debug("the engine was not built", exc_info=True)
+        raise
     # gRPC must not be imported before the engine's process is forked.
     from worker.serving import serve_worker  # noqa: PLC0415
 
@@ -62,6 +66,7 @@ def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence
             model_path=str(model.path),
             arguments=tuple(arguments),
             debug_logs=config.log_level == "debug",
+            log_format=config.log_format,
         )
     )
     engine.build()

@@ -6,15 +6,17 @@ them is killed.
 
 import multiprocessing
 import os
+import sys
 
 from runtime.process import die_with_parent
+from worker.vllm_logs import OutputLog, log_printed_lines
 
 
 def guard_forked_children() -> None:
     """Make every process that this one forks from now on die with it.
 
     Each gets a process group of its own too: Ctrl-C in a terminal would otherwise stop the engine
-    while the worker is still draining.
+    while the worker is still draining. What it prints becomes part of the log.
     """
     parents: list[int] = []
 
@@ -24,6 +26,7 @@ def guard_forked_children() -> None:
     def in_child() -> None:
         os.setpgid(0, 0)
         die_with_parent(parents.pop())
+        log_printed_lines()
 
     os.register_at_fork(before=before, after_in_parent=parents.pop, after_in_child=in_child)
 
@@ -37,3 +40,5 @@ def guard_spawned_child() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)
+        if not isinstance(sys.stderr, OutputLog):
+            log_printed_lines()

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from runtime.errors import EngineFailed, InvalidConfig
+from runtime.errors import InvalidConfig
 from runtime.process import private_folder
 from worker.vllm_child import guard_forked_children
+from worker.vllm_failure import failed_start, refused
+from worker.vllm_logs import QUIET, StartCauses, adopt_loggers, configure_vllm_logs
 
 CPU_KV_CACHE_BYTES = 512 * 1024**2
 CPU_BLOCK_TOKENS = 32
@@ -31,6 +33,7 @@ class VllmSettings:
     model_path: str
     arguments: tuple[str, ...] = ()
     debug_logs: bool = False
+    log_format: str = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,40 +55,63 @@ def build_vllm(settings: VllmSettings, stat_logger_class: Callable[[], type]) ->
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("the engine must be built by the main thread, which outlives it")
     rpc_folder = _rpc_folder()
+    causes = StartCauses(rpc_folder)
+    try:
+        _prepare_process(settings, rpc_folder, causes)
+        config = _configure(settings, causes)
+        guard_forked_children()
+        # No local name for it: something in vLLM's imports keeps this frame, and `close` must be
+        # able to free the engine.
+        return StartedVllm(
+            llm=_construct(config, stat_logger_class(), causes),
+            config=config,
+            rpc_folder=rpc_folder,
+        )
+    finally:
+        causes.close()
+
+
+def _prepare_process(settings: VllmSettings, rpc_folder: Path, causes: StartCauses) -> None:
+    """Set what vLLM reads from its process, before it is imported."""
     _write_environment(
+        {"VLLM_RPC_BASE_PATH": str(rpc_folder), "VLLM_CONFIGURE_LOGGING": "1"},
         {
-            "VLLM_RPC_BASE_PATH": str(rpc_folder),
-            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        },
-        {
-            # Its warnings at start speak to those who tune kernels.
-            "VLLM_LOGGING_LEVEL": "DEBUG" if settings.debug_logs else "ERROR",
+            "VLLM_LOGGING_LEVEL": "DEBUG" if settings.debug_logs else QUIET,
+            # torch's C++ side, which knows nothing of Python's logging.
+            "TORCH_CPP_LOG_LEVEL": "INFO" if settings.debug_logs else QUIET,
             "VLLM_NO_USAGE_STATS": "1",
             # Half of the cores: two hyperthreads of one core only wait for each other, and more
             # threads than free cores stall each step (measured: 9 times slower on 2 cores).
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
         },
     )
+    logging_file = configure_vllm_logs(
+        rpc_folder,
+        causes,
+        log_format=settings.log_format,
+        level=os.environ["VLLM_LOGGING_LEVEL"].upper(),  # noqa: TID251 - the user's, or ours above
+    )
+    _write_environment({}, {"VLLM_LOGGING_CONFIG_PATH": str(logging_file)})
     # vLLM's own use of what torch has deprecated; nobody who runs a worker can act on it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
+
+
+def _configure(settings: VllmSettings, causes: StartCauses) -> Any:
+    """Return the VllmConfig, with this process set up for it."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         # One process less: the engine core runs the model itself.
         _write_environment({}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
-    config = _make_config(settings, on_cpu=on_cpu)
+    config = _make_config(settings, causes, on_cpu=on_cpu)
     if on_cpu:
         # create_engine_config has just set "spawn" here.
         _write_environment({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, {})
         if config.model_config.enforce_eager:
             _compile_nothing()
-    guard_forked_children()
-    # No local name for it: something in vLLM's imports keeps this frame, and `close` must be able
-    # to free the engine.
-    return StartedVllm(
-        llm=_construct(config, stat_logger_class()), config=config, rpc_folder=rpc_folder
-    )
+    adopt_loggers()
+    return config
 
 
 def _compile_nothing() -> None:
@@ -117,7 +143,7 @@ def _rpc_folder() -> Path:
     return folder
 
 
-def _make_config(settings: VllmSettings, *, on_cpu: bool) -> Any:
+def _make_config(settings: VllmSettings, causes: StartCauses, *, on_cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     # Quantities that fit a laptop, unless the user says otherwise.
@@ -138,10 +164,12 @@ def _make_config(settings: VllmSettings, *, on_cpu: bool) -> Any:
     args.model = settings.model_path
     args.disable_log_stats = True
     args.enable_log_requests = False
+    # A bar of progress is no line of a log.
+    args.use_tqdm_on_load = False
     try:
         return args.create_engine_config()
     except Exception as error:
-        raise InvalidConfig(f"vLLM refuses the model or its arguments: {_reason(error)}") from error
+        raise refused(error, causes.first()) from error
 
 
 def _parse(arguments: tuple[str, ...], defaults: Mapping[str, Any]) -> Any:
@@ -179,7 +207,7 @@ def _check_arguments(args: Any, *, on_cpu: bool) -> None:
         )
 
 
-def _construct(config: Any, stat_logger: Any) -> Any:
+def _construct(config: Any, stat_logger: type, causes: StartCauses) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     try:
@@ -187,12 +215,4 @@ def _construct(config: Any, stat_logger: Any) -> Any:
             config, stat_loggers=[stat_logger], disable_log_stats=True, enable_log_requests=False
         )
     except Exception as error:
-        raise EngineFailed(f"vLLM could not start: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    # pydantic wraps the one useful line in a heading and a link.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("Value error, ")]
-    text = told[0].removeprefix("Value error, ") if told else (lines or [""])[0]
-    return text.partition(" [type=")[0] or type(error).__name__
+        raise failed_start(error, causes.first()) from error

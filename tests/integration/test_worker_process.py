@@ -228,6 +228,7 @@ def test_a_wrong_setting_is_one_clear_line(args: tuple[str, ...], names: str) ->
         (("--max-model-len", "999999999"), "max_model_len"),
         (("--block-size", "48"), "--block-size"),
         (("--model", "other"), "--model"),
+        (("--kv-cache-memory-bytes", "500T"), "--max-model-len"),
     ],
 )
 def test_wrong_vllm_arguments_are_one_clear_line(args: tuple[str, ...], names: str) -> None:
@@ -258,8 +259,10 @@ def test_a_killed_engine_fails_its_requests_and_ends_the_worker(tmp_path: Path) 
 
 @pytest.mark.vllm
 @pytest.mark.timeout(VLLM_START_S + 60)
-def test_ctrl_c_in_a_terminal_lets_the_engine_finish(tmp_path: Path) -> None:
-    with worker(tmp_path, start_s=VLLM_START_S) as running:
+def test_ctrl_c_in_a_terminal_lets_the_engine_finish_and_all_it_says_is_json(
+    tmp_path: Path,
+) -> None:
+    with worker(tmp_path, "--log-format=json", start_s=VLLM_START_S) as running:
 
         def interrupt() -> None:
             # A terminal signals every process of the worker's group.
@@ -271,3 +274,5 @@ def test_ctrl_c_in_a_terminal_lets_the_engine_finish(tmp_path: Path) -> None:
         assert found == {0: FinishReason.LENGTH}
         assert running.exit_code() == 0
         running.assert_no_child_is_left()
+        for line in running.log.read_text().splitlines():
+            json.loads(line)
