@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cli.client_options import ClientOptions
 from runtime.config import option, parse_config
-from runtime.errors import InvalidConfig, ServingError
+from runtime.errors import InvalidConfig, ModelNotFound, ServingError
 
 if TYPE_CHECKING:
     from cli.bench_load import Load
@@ -75,9 +75,9 @@ def bench(argv: Sequence[str]) -> int:
     with connected(config, loop_factory=uvloop.new_event_loop) as (runner, server):
         try:
             load = runner.run(_prepare(config, server))
+        except (InvalidConfig, ModelNotFound):
+            raise
         except ServingError as error:
-            if isinstance(error, InvalidConfig):
-                raise
             print(f"penstock: error: {sentence(error, config.target)}", file=sys.stderr)
             return 1
         return _measure(config, runner, load)

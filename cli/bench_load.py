@@ -110,21 +110,21 @@ class Load:
             self.measured.cpu_s = time.process_time() - cpu_s
 
     async def _send_in_turn(self) -> None:
-        while self._may_send():
+        while self._may_send(time.monotonic()):
             await self._measure()
 
     async def _send_at(self, rate: float, group: asyncio.TaskGroup) -> None:
         due_s = time.monotonic()
-        while self._may_send():
+        while self._may_send(due_s):
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             group.create_task(self._measure())
             due_s += self._random.expovariate(rate)
-            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
 
-    def _may_send(self) -> bool:
+    def _may_send(self, at_s: float) -> bool:
         requests, duration_s = self.plan.requests, self.plan.duration_s
         if requests is not None and self._sent >= requests:
             return False
-        if duration_s is not None and self.elapsed_s >= duration_s:
+        if duration_s is not None and at_s - self._began_s >= duration_s:
             return False
         self._sent += 1
         return True
@@ -154,14 +154,15 @@ class Load:
             async for delta in deltas:
                 now_s = time.monotonic()
                 count = sum(len(choice.token_ids) for choice in delta.choices)
-                if count and last_s is None:
+                if not count:
+                    continue
+                if last_s is None:
                     measured.first_token_s.append(now_s - began_s)
                     measured.prompt_tokens += delta.prompt_tokens
-                elif count and last_s is not None:
+                else:
                     measured.between_tokens_s.extend([(now_s - last_s) / count] * count)
-                if count:
-                    measured.output_tokens += count
-                    last_s = now_s
+                measured.output_tokens += count
+                last_s = now_s
         measured.whole_s.append(now_s - began_s)
 
     def _request(self) -> GenerateRequest:

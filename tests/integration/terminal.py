@@ -1,5 +1,6 @@
-"""A process on a terminal of its own, typed at and looked at as a person does."""
+"""The console command as a person meets it, on a terminal, and as a script does, on pipes."""
 
+import asyncio
 import os
 import re
 import select
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+PENSTOCK = (sys.executable, "-P", "-m", "cli.main")
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[=>])|\r")
 # The terminal must be the controlling one, or Ctrl-C is no signal.
@@ -65,16 +67,15 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(
-    *argv: str, columns: int = 80, rows: int = 24, **environment: str
-) -> Iterator[Terminal]:
+def on_terminal(*args: str, **environment: str) -> Iterator[Terminal]:
+    """Run penstock on a terminal of 80 columns."""
     ours, theirs = os.openpty()
     try:
-        termios.tcsetwinsize(theirs, (rows, columns))
+        termios.tcsetwinsize(theirs, (24, 80))
         # A terminal that never says where the cursor is, unlike a real one.
         answers_nothing = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _TAKE_TERMINAL, *argv],
+            [sys.executable, "-I", "-S", "-c", _TAKE_TERMINAL, *PENSTOCK, *args],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -92,3 +93,20 @@ def on_terminal(
         process.wait(10)
         os.close(ours)
         print(terminal.shown)
+
+
+async def on_pipes(*args: str) -> asyncio.subprocess.Process:
+    """Start penstock on pipes."""
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        *PENSTOCK, *args, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+
+
+async def run_on_pipes(*args: str, text: str = "") -> tuple[int, str, str]:
+    """Run penstock to its end; returns its exit code, output and complaints."""
+    process = await on_pipes(*args)
+    async with asyncio.timeout(40):
+        out, err = await process.communicate(text.encode())
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()

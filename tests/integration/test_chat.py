@@ -1,8 +1,6 @@
 """`penstock chat` as people and scripts use it: a terminal, or pipes, and the simulated engine."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +11,21 @@ import pytest
 from cli.main import main
 from runtime.rpc import CallInfo, Service
 from tests.integration.stack import Stack, grpc_server, running_stack
-from tests.integration.terminal import CTRL_C, CTRL_D, UP, Terminal, on_terminal
+from tests.integration.terminal import (
+    CTRL_C,
+    CTRL_D,
+    UP,
+    Terminal,
+    on_pipes,
+    on_terminal,
+    run_on_pipes,
+)
 from tests.waiting import eventually
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
-CHAT = (sys.executable, "-P", "-m", "cli.main", "chat")
 NOBODY = "127.0.0.1:9"
 PROMPT = r"\n> $"
 
@@ -68,8 +73,8 @@ class Chat:
 
 @contextmanager
 def chatting(state: Path, target: str, *args: str) -> Iterator[Chat]:
-    argv = (*CHAT, f"--target={target}", "--temperature=0", *args)
-    with on_terminal(*argv, XDG_STATE_HOME=str(state)) as terminal:
+    flags = (f"--target={target}", "--temperature=0", *args)
+    with on_terminal("chat", *flags, XDG_STATE_HOME=str(state)) as terminal:
         yield Chat(terminal)
 
 
@@ -194,19 +199,8 @@ async def test_an_unknown_model_is_told_at_the_start_and_another_can_be_taken(st
         await chat.asks("hello")
 
 
-async def piped(text: str, *args: str, **options: Any) -> tuple[int, str, str]:
-    """Run a chat on pipes; returns its exit code, output and complaints."""
-    process = await asyncio.create_subprocess_exec(
-        *CHAT,
-        "--temperature=0",
-        *args,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(text.encode()), 30)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+async def piped(text: str, *args: str) -> tuple[int, str, str]:
+    return await run_on_pipes("chat", "--temperature=0", *args, text=text)
 
 
 async def test_on_pipes_every_line_is_a_conversation_and_only_answers_are_printed(stack):
@@ -248,14 +242,7 @@ async def test_on_pipes_what_cannot_be_asked_exits_with_1_and_one_line(stack, ar
 
 
 async def test_a_reader_that_goes_away_ends_the_chat_quietly_and_frees_the_engine(slow_stack):
-    process = await asyncio.create_subprocess_exec(
-        *CHAT,
-        f"--target={slow_stack.grpc}",
-        "--max-tokens=5000",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    process = await on_pipes("chat", f"--target={slow_stack.grpc}", "--max-tokens=5000")
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
