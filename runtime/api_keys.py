@@ -59,8 +59,8 @@ class _Table:
     def __init__(self, entries: Sequence[ApiKey], where: str) -> None:
         self.allowances: dict[str, _Allowance] = {}
         self._by_start: dict[bytes, list[tuple[bytes, str]]] = {}
-        for number, entry in enumerate(entries, 1):
-            self._add(entry, f"{where}: entry {number}")
+        for entry in entries:
+            self._add(entry, where)
         if not entries:
             raise InvalidConfig(f"{where}: holds no key", param="api_keys_file")
 
@@ -72,18 +72,17 @@ class _Table:
         return self._by_start.get(digest[:2], ())
 
     def _add(self, entry: ApiKey, where: str) -> None:
-        if (entry.key is None) == (entry.sha256 is None):
-            raise InvalidConfig(f"{where}: needs either key or sha256", param="api_keys_file")
-        if entry.key is not None and len(entry.key) < _GUESSABLE_CHARACTERS:
-            _LOG.warning("%s: the key of %s is short enough to be guessed", where, entry.name)
         allowance = _Allowance(entry.requests_per_minute, entry.max_concurrency)
         if self.allowances.setdefault(entry.name, allowance) != allowance:
             raise InvalidConfig(
-                f"{where}: {entry.name!r} has other limits above", param="api_keys_file"
+                f"{where}: {entry.name!r} stands there twice with different limits",
+                param="api_keys_file",
             )
-        digest = bytes.fromhex(entry.sha256) if entry.sha256 else key_digest(entry.key or "")
+        digest = bytes.fromhex(entry.sha256 or "")
         if any(digest == other for other, _ in self.found(digest)):
-            raise InvalidConfig(f"{where}: this key stands above already", param="api_keys_file")
+            raise InvalidConfig(
+                f"{where}: the key of {entry.name!r} stands there twice", param="api_keys_file"
+            )
         self._by_start.setdefault(digest[:2], []).append((digest, entry.name))
 
 
@@ -160,7 +159,7 @@ def _from_variable(variable: str | None) -> list[ApiKey]:
     keys = [key.strip() for key in variable.split(",")]
     try:
         return [
-            msgspec.convert({"name": f"key-{number}", "key": key}, ApiKey)
+            _hashed(msgspec.convert({"name": f"key-{number}", "key": key}, ApiKey), "the variable")
             for number, key in enumerate(keys, 1)
         ]
     except msgspec.ValidationError:
@@ -172,7 +171,8 @@ def _from_variable(variable: str | None) -> list[ApiKey]:
 
 def _read(file: Path, where: str) -> list[ApiKey]:
     try:
-        return msgspec.convert(_parsed(file), list[ApiKey], strict=False)
+        entries = msgspec.convert(_parsed(file), list[ApiKey], strict=False)
+        return [_hashed(it, f"{where}: entry {number}") for number, it in enumerate(entries, 1)]
     except OSError as error:
         why = f"{error.strerror}"
     except yaml.MarkedYAMLError as error:
@@ -185,6 +185,17 @@ def _read(file: Path, where: str) -> list[ApiKey]:
             f"only {', '.join(ApiKey.__struct_fields__)} are known", str(error)
         )
     raise InvalidConfig(f"{where}: {why}", param="api_keys_file")
+
+
+def _hashed(entry: ApiKey, where: str) -> ApiKey:
+    """Return the entry without its key in plain."""
+    if (entry.key is None) == (entry.sha256 is None):
+        raise InvalidConfig(f"{where}: needs either key or sha256", param="api_keys_file")
+    if entry.key is None:
+        return entry
+    if len(entry.key) < _GUESSABLE_CHARACTERS:
+        _LOG.warning("%s: the key of %s is short enough to be guessed", where, entry.name)
+    return msgspec.structs.replace(entry, key=None, sha256=key_digest(entry.key).hex())
 
 
 def _parsed(file: Path) -> Any:

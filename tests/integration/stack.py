@@ -1,16 +1,20 @@
 """A whole fleet in one process and event loop: front door and simulated workers over real gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from runtime.api_keys import ApiKeys
 from runtime.discovery import Lease, Record
 from runtime.discovery_memory import MemoryDiscovery
 from runtime.grpc_server import GrpcServer
+from runtime.tls import ServerIdentity
 from server.config import FrontDoorConfig
+from server.fleet import Connect, plain_channel
 from server.front_door import FrontDoor
 from tests.waiting import eventually
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
@@ -23,12 +27,14 @@ from worker.sim_engine import SimConfig, SimEngine
 class SimWorker:
     """One simulated worker on a port of its own."""
 
-    def __init__(self, name: str, card: ModelCard, engine: SimEngine) -> None:
+    def __init__(
+        self, name: str, card: ModelCard, engine: SimEngine, server: Mapping[str, Any]
+    ) -> None:
         self.name = name
         self.card = card
         self.engine = engine
         self.service = WorkerService(engine, card)
-        self.server = grpc_server(self.service.service)
+        self.server = grpc_server(self.service.service, **server)
         self.lease: Lease | None = None
         self.address = ""
 
@@ -64,13 +70,14 @@ class Stack:
         return sum(load.running + load.waiting for load in loads)
 
 
-def grpc_server(*services: object) -> GrpcServer:
+def grpc_server(*services: object, **options: Any) -> GrpcServer:
     return GrpcServer(
         services=services,  # type: ignore[arg-type]
         rpc_types=rpc_types,
         pool=POOL,
         host="127.0.0.1",
         port=0,
+        **options,
     )
 
 
@@ -81,22 +88,30 @@ async def running_stack(
     workers: int = 1,
     config: FrontDoorConfig | None = None,
     sim: SimConfig | None = None,
+    keys: ApiKeys | None = None,
+    tls: ServerIdentity | None = None,
+    worker_server: Mapping[str, Any] | None = None,
+    connect: Connect = plain_channel,
 ) -> AsyncIterator[Stack]:
-    """Start everything, wait until it is ready, and stop it all at the end."""
+    """Start everything, wait until it is ready, and stop it all at the end.
+
+    `keys` and `tls` are the front's; `worker_server` are further arguments of the workers' gRPC
+    servers, which `connect` makes the front door's channels to.
+    """
     discovery = MemoryDiscovery()
-    door = FrontDoor(config or FrontDoorConfig(), discovery)
+    door = FrontDoor(config or FrontDoorConfig(), discovery, limits=keys, connect=connect)
     async with AsyncExitStack() as resources, asyncio.TaskGroup() as tasks:
         resources.push_async_callback(discovery.close)
         started = []
         for number in range(workers):
             engine = SimEngine(sim or SimConfig())
             card = make_card(model_folder, "sim", engine.info)
-            worker = SimWorker(f"worker-{number}", card, engine)
+            worker = SimWorker(f"worker-{number}", card, engine, worker_server or {})
             await worker.start(discovery)
             resources.push_async_callback(worker.stop)
             started.append(worker)
         running = tasks.create_task(door.run())
-        server = grpc_server(*door.services)
+        server = grpc_server(*door.services, access=keys, tls=tls)
         address = await server.start()
         stack = Stack(door, address, started, discovery)
         try:
