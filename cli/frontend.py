@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ _CLOSE_S = 2.0
 # For requests that clients sent before they heard that the ports are closed.
 _ON_THEIR_WAY_S = 0.2
 _READY_LOOK_S = 0.1
+# Above the parent's own limit, so that one child that hangs does not cost all the others' metrics.
+_MERGE_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,15 @@ class FrontendConfig(FrontOptions):
     worker_tls_server_name: str | None = option(
         None,
         help="name that every worker's certificate must have (default: the host it is reached by)",
+    )
+    share_port: bool = option(
+        False, help="let other processes of this user listen on the same ports (SO_REUSEPORT)"
+    )
+    metrics_from: str | None = option(
+        None, help="URL that the HTTP front takes its /metrics from", hidden=True
+    )
+    status_file: Path | None = option(
+        None, help="file to write the addresses to as soon as they listen", hidden=True
     )
 
     def __post_init__(self) -> None:
@@ -87,6 +98,10 @@ def frontend(argv: Sequence[str]) -> int:
         raise InvalidConfig("a front door takes no engine arguments behind --")
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()
+    if config.processes > 1:
+        from cli.frontend_group import run_group
+
+        return run_group(config, argv)
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -150,6 +165,7 @@ class FrontendProcess:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Open the ports, then follow the fleet."""
+        from runtime.ready_file import write_ready_file
         from runtime.status_server import StatusServer
 
         config = self._config
@@ -165,6 +181,8 @@ class FrontendProcess:
         if not config.no_http:
             await self._start_http()
         self._bound["metrics"] = self._status.start()
+        if config.status_file is not None:
+            write_ready_file(config.status_file, self._bound)
         self._door.on_ready_change = self._show_ready
         self._door_task = tasks.create_task(self._door.run())
         _LOG.info("listening: %s", ", ".join(f"{k} {v}" for k, v in self._bound.items()))
@@ -223,7 +241,10 @@ class FrontendProcess:
             pool=POOL,
             host=self._config.host,
             port=self._config.grpc_port,
-            options=GrpcOptions(max_message_bytes=self._config.max_message_bytes),
+            options=GrpcOptions(
+                max_message_bytes=self._config.max_message_bytes,
+                share_port=self._config.share_port,
+            ),
             tls=self._tls,
             access=self._keys,
         )
@@ -240,14 +261,22 @@ class FrontendProcess:
             body_timeout_s=self._config.http_body_timeout_s,
         )
         self._http = HttpServer(
-            create_app(self._door.backend, settings, access=self._keys),
+            create_app(self._door.backend, settings, self._metrics(), access=self._keys),
             host=self._config.host,
             port=self._config.http_port,
+            reuse_port=self._config.share_port,
             tls=self._tls,
             head_timeout_s=self._config.http_head_timeout_s,
             body_timeout_s=self._config.http_body_timeout_s,
         )
         self._bound["http"] = await self._http.start()
+
+    def _metrics(self) -> Callable[[], bytes] | None:
+        """One of several front doors shows the metrics of all, which its parent has."""
+        from runtime.status_client import ask
+
+        url = self._config.metrics_from
+        return None if url is None else lambda: ask(url, limit_s=_MERGE_LIMIT_S).body
 
     def _show_ready(self) -> None:
         if self._grpc is None:

@@ -13,11 +13,16 @@ _COMMANDS = {
     "status": "what a front door serves, with which workers and under which load",
     "bench": "a quick load on a server, and how fast it answers",
 }
+_FAILED_EXIT = 1
 _USAGE_EXIT = 2
+_INSTALL = (
+    "`penstock serve` and `penstock worker` need `pip install 'penstock[worker-cpu]'`, or "
+    "'penstock[worker]' for a GPU; without an engine, try --engine=sim"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `penstock ARGUMENTS`; returns the exit code: 2 for wrong usage, 1 for other failures."""
+    """Run `penstock ARGUMENTS`; returns the exit code (docs/operations.md has the table)."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["--parent-pid"]:
         from runtime.process import die_with_parent
@@ -34,33 +39,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args[0] not in _COMMANDS:
         return _complain(f"there is no command {args[0]!r}; see penstock --help", _USAGE_EXIT)
-    return _run(_command(args[0]), args[1:])
+    return _run(args[0], args[1:])
 
 
-def _run(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    from runtime.errors import InvalidConfig, ModelNotFound, ServingError
-
+def _run(name: str, args: Sequence[str]) -> int:
     try:
-        return command(args)
-    except (InvalidConfig, ModelNotFound) as error:
-        return _complain(error.message, _USAGE_EXIT)
-    except ServingError as error:
-        return _complain(error.message, 1)
-    except BaseExceptionGroup as group:
-        ours = group.subgroup(ServingError)
-        if ours is None:
-            raise
-        first: BaseException = ours
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        wrong_usage = isinstance(first, InvalidConfig | ModelNotFound)
-        return _complain(str(first), _USAGE_EXIT if wrong_usage else 1)
+        return _command(name)(args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # Nobody reads the output any more. What is left of it would fail once more at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (Exception, BaseExceptionGroup) as error:
+        explained = _explained(error)
+        if explained is None:
+            raise
+        import logging
+
+        logging.getLogger(__name__).debug("what led to the error", exc_info=error)
+        return _complain(*explained)
+
+
+def _explained(error: BaseException) -> tuple[str, int] | None:
+    """Return (what to tell, exit code) of a failure that a person can act on."""
+    from runtime.errors import InvalidConfig, ModelNotFound, ServingError
+    from runtime.supervisor import ChildFailed
+
+    if isinstance(error, BaseExceptionGroup):
+        known = error.subgroup((ServingError, ModuleNotFoundError, MemoryError, OSError))
+        return None if known is None else _explained(known.exceptions[0])
+    match error:
+        case ChildFailed():
+            return error.message, error.exit_code
+        case InvalidConfig() | ModelNotFound():
+            return error.message, _USAGE_EXIT
+        case ServingError():
+            return error.message, _FAILED_EXIT
+        case ModuleNotFoundError(name=str(name)):
+            return f"{name} is not installed: {_INSTALL}", _USAGE_EXIT
+        case MemoryError():
+            return "out of memory: free some, or take a smaller model", _FAILED_EXIT
+        case OSError(errno=int()):
+            return str(error), _FAILED_EXIT
+    return None
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
@@ -81,7 +103,9 @@ def _overview() -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"penstock: error: {message}", file=sys.stderr)
+    from runtime.logs import error_line
+
+    print(error_line(message), file=sys.stderr)
     return code
 
 

@@ -7,7 +7,9 @@ from typing import Any
 from router.policies import POLICIES
 from runtime.config import option
 from runtime.discovery_open import KINDS
+from runtime.errors import InvalidConfig
 from runtime.options import FleetOptions, ProcessOptions
+from runtime.supervisor import RestartPolicy
 from server.config import FrontDoorConfig
 
 
@@ -79,13 +81,30 @@ class FrontOptions(FleetOptions, HttpOptions):
     )
     max_tokens_limit: int = option(0, help="most tokens that a request may ask for", unit="tokens")
     max_choices: int = option(128, help="most answers (n) that a request may ask for")
+    processes: int = option(1, help="front door processes, which share the ports")
+    restart_limit: int = option(
+        5, help="restarts of one child process within the window before all is given up"
+    )
+    restart_window_s: float = option(
+        600.0, help="window that restarts are counted in; 0 never gives up", unit="s"
+    )
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming a field that is out of its range."""
         HttpOptions.__post_init__(self)
+        for name, least in (("processes", 1), ("restart_limit", 0), ("restart_window_s", 0)):
+            if not getattr(self, name) >= least:
+                raise InvalidConfig(f"{name} must be at least {least}", param=name)
         FrontDoorConfig(**self.front_door())
 
     def front_door(self) -> dict[str, Any]:
         """What the front door's own settings share with these."""
         shared = {field.name for field in fields(FrontDoorConfig)} & {f.name for f in fields(self)}
         return {name: getattr(self, name) for name in shared}
+
+    @property
+    def restart_policy(self) -> RestartPolicy:
+        """When a child process is started again."""
+        return RestartPolicy(
+            restart_limit=self.restart_limit, restart_window_s=self.restart_window_s
+        )

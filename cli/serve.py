@@ -1,20 +1,21 @@
 """`penstock serve`: a front door and workers as supervised child processes of one machine."""
 
 import asyncio
-import json
 import logging
-import os
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cli.credentials import open_api_keys
 from cli.examples import announcement
+from cli.family import Family, Member, child_command
+from cli.frontend_group import FRONT, front_members, held_ports
 from cli.options import FrontOptions
 from runtime.config import (
     argument,
@@ -26,18 +27,17 @@ from runtime.config import (
     secret_variables,
 )
 from runtime.errors import InvalidConfig
-from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
 from runtime.logs import configure_logging
+from runtime.metrics import PREFIX
 from runtime.process import private_folder
-from runtime.ready_file import remove_ready_file, write_ready_file
-from runtime.supervisor import CONFIG_EXIT, Child, ChildFailed, ChildSpec, stop_all
+from runtime.supervisor import ChildSpec
 from worker.config import WorkerConfig
 
 _LOG = logging.getLogger(__name__)
-# What a child may take beyond its own drain: closing the engine, above all.
-_CHILD_CLOSE_S = 45.0
-_PROGRESS_S = 5.0
-_LOOK_S = 0.1
+_IF_KILLED = (
+    "most often by the kernel, for lack of memory: take a smaller model, fewer --workers, or give "
+    "the engine less behind --, such as --max-model-len and --max-num-seqs"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,25 +87,27 @@ def _passed_on(child: type, but: set[str]) -> list[str]:
     return [f.name for f in fields(ServeConfig) if f.name in theirs - but]
 
 
-_OWN = {"ready_file", "discovery", "discovery_path"}
-_FRONT_FLAGS = _passed_on(FrontOptions, _OWN)
+_FAMILY = {
+    "ready_file", "discovery", "discovery_path", "metrics_host", "metrics_port", "metrics_prefix",
+    "grpc_port", "http_port", "processes", "restart_limit", "restart_window_s",
+}  # fmt: skip
 # What concerns clients, while workers are for the front door alone.
 _NOT_FOR_WORKERS = ("tls_cert", "tls_key", "tls_client_ca", "api_key")
-_WORKER_HOST = "127.0.0.1"
-_PER_WORKER = {"host", "metrics_host", "metrics_port", "model_name", "grpc_port"}
-_WORKER_FLAGS = _passed_on(WorkerConfig, {*_OWN, *_PER_WORKER, *_NOT_FOR_WORKERS})
+_FRONT_FLAGS = _passed_on(FrontOptions, _FAMILY)
+_WORKER_FLAGS = _passed_on(WorkerConfig, {*_FAMILY, *_NOT_FOR_WORKERS, "host", "model_name"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedModel:
-    """A prepared model: its folder and the name it is served by."""
+    """A prepared model: its folder, the name it is served by, and the name of its processes."""
 
     path: Path
     name: str
+    process: str
 
 
 def serve(argv: Sequence[str]) -> int:
-    """Serve until stopped; returns 0, or the reason for failing as an exit code."""
+    """Serve until stopped; returns the exit code. Raises ChildFailed if a child is given up."""
     config, engine_arguments = parse_config(
         ServeConfig,
         argv,
@@ -118,15 +120,39 @@ def serve(argv: Sequence[str]) -> int:
     config.open_server_tls()
     config.open_fleet_token()
     open_api_keys(config)
+    config = _with_own_token(config)
+    if config.engine == "vllm" and find_spec("vllm") is None:
+        raise ModuleNotFoundError("serve needs an engine", name="vllm")
     models = _prepare(config)
     folder = private_folder("penstock-serve")
+    discovery = config.discovery_path or str(folder / "discovery")
+    front = [
+        "frontend",
+        *as_flags(config, _FRONT_FLAGS),
+        "--discovery=file",
+        f"--discovery-path={discovery}",
+        *(f"--expect-model={model.name}" for model in models),
+    ]
     import uvloop
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_Serving(config, models, engine_arguments, folder).run())
+        with held_ports(config) as ports, asyncio.Runner(loop_factory=uvloop.new_event_loop) as run:
+            members = front_members(config, front, ports, folder, _environment(config))
+            for model in models:
+                members += _workers(config, model, folder, discovery, engine_arguments)
+            family = Family(
+                "serve",
+                config,
+                members,
+                models=[model.name for model in models],
+                folder=folder,
+                at_ready=partial(_announce, config),
+                progress=_teller(config),
+            )
+            run.run(family.run())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
 def _prepare(config: ServeConfig) -> list[NamedModel]:
@@ -134,167 +160,72 @@ def _prepare(config: ServeConfig) -> list[NamedModel]:
     from worker.models import resolve_model
 
     say = _teller(config)
-    models = []
+    found = []
     given = config.model_name or (None,) * len(config.models)
     for ref, name in zip(config.models, given, strict=True):
         say(f"preparing {ref}")
         resolved = resolve_model(ref, cache_dir=config.cache_dir, progress=say)
-        models.append(NamedModel(path=resolved.path, name=name or resolved.name))
-    names = [model.name for model in models]
+        found.append((resolved.path, name or resolved.name))
+    names = [name for _, name in found]
     if len(set(names)) < len(names):
         raise InvalidConfig(f"two models have the same name: {', '.join(names)}", param="models")
-    return models
+    return [
+        NamedModel(path=path, name=name, process=process)
+        for (path, name), process in zip(found, _process_names(names), strict=True)
+    ]
 
 
-class _Serving:
-    """The running children, and the order in which they come and go."""
+def _process_names(models: Sequence[str]) -> list[str]:
+    names: list[str] = []
+    for model in models:
+        short = model.rpartition("/")[2]
+        taken = short == FRONT or short in names
+        names.append(f"{len(names)}-{short}" if taken else short)
+    return names
 
-    def __init__(
-        self,
-        config: ServeConfig,
-        models: Sequence[NamedModel],
-        engine_arguments: Sequence[str],
-        folder: Path,
-    ) -> None:
-        self._config = config = _with_own_token(config)
-        self._models = models
-        self._folder = folder
-        self._discovery = config.discovery_path or str(folder / "discovery")
-        self._front_ready = folder / "front.json"
-        self._front = self._child("front", self._front_command(), self._front_ready)
-        self._workers = [
-            self._worker(model, number, engine_arguments)
-            for model in models
-            for number in range(config.workers)
-        ]
-        self._stop = StopRequest()
-        self._failure: ChildFailed | None = None
 
-    async def run(self) -> int:
-        """Run everything until a signal, or until a child is given up."""
-        config = self._config
-        limit_s = 2 * (config.drain_timeout_s + _CHILD_CLOSE_S) + 10
-        with stop_on_signals(self._stop, hard_limit_s=limit_s, at_forced_exit=self._abandon):
-            async with asyncio.TaskGroup() as tasks:
-                for child in (self._front, *self._workers):
-                    tasks.create_task(self._keep(child))
-                announcing = tasks.create_task(self._announce())
-                _LOG.info("stopping: %s", await self._stop.wait())
-                announcing.cancel()
-                await run_stages(self._stop_stages())
-        if self._failure is None:
-            return 0
-        print(f"penstock: error: {self._failure.message}", file=sys.stderr)
-        return CONFIG_EXIT if self._failure.exit_code == CONFIG_EXIT else 1
+def _workers(
+    config: ServeConfig,
+    model: NamedModel,
+    folder: Path,
+    discovery: str,
+    engine_arguments: Sequence[str],
+) -> list[Member]:
+    command = [
+        "worker",
+        str(model.path),
+        f"--model-name={model.name}",
+        *as_flags(config, _WORKER_FLAGS),
+        "--host=127.0.0.1",
+        "--grpc-port=0",
+        "--metrics-host=127.0.0.1",
+        "--metrics-port=0",
+        f"--metrics-prefix={PREFIX}",
+        "--discovery=file",
+        f"--discovery-path={discovery}",
+    ]
 
-    async def _keep(self, child: Child) -> None:
-        try:
-            await child.run()
-        except ChildFailed as failure:
-            self._failure = self._failure or failure
-            self._stop.request(failure.message)
+    def member(name: str) -> Member:
+        def make(number: int, _: str) -> ChildSpec:
+            ready = folder / f"worker-{name}.{number}.json"
+            return ChildSpec(
+                name=name,
+                argv=child_command(*command, f"--ready-file={ready}", "--", *engine_arguments),
+                ready_file=ready,
+                environment=_environment(config, without=_NOT_FOR_WORKERS),
+                if_killed=_IF_KILLED,
+            )
 
-    async def _announce(self) -> None:
-        """Wait for the front door to have every model, then say so to people and scripts."""
-        ready = await self._wait_ready()
-        # Started again after a crash, it is found where it was said to be, also with port 0.
-        self._front.add_arguments(_bound_ports(ready))
-        if self._config.ready_file is not None:
-            write_ready_file(self._config.ready_file, ready)
-        if self._config.log_format == "json":
-            _LOG.info("ready: %s", ", ".join(ready["models"]))
-            return
-        sys.stdout.write(announcement(ready, needs=self._config.client_needs))
-        sys.stdout.flush()
+        # A model's only worker has to be replaced before it goes; that needs memory for two.
+        return Member(name=name, make=make, is_front=False, surge=config.workers == 1)
 
-    async def _wait_ready(self) -> dict[str, Any]:
-        say = _teller(self._config)
-        loop = asyncio.get_running_loop()
-        began = said = loop.time()
-        while True:
-            ready = self._read_ready()
-            if ready is not None:
-                return ready
-            if loop.time() - said >= _PROGRESS_S:
-                said = loop.time()
-                say(f"engines are starting ({said - began:.0f} s)")
-            await asyncio.sleep(_LOOK_S)
+    return [member(f"{model.process}-{number}") for number in range(config.workers)]
 
-    def _read_ready(self) -> dict[str, Any] | None:
-        try:
-            ready: dict[str, Any] = json.loads(self._front_ready.read_bytes())
-        except OSError:
-            return None
-        del ready["pid"]
-        order = [model.name for model in self._models]
-        ready["models"] = sorted(ready["models"], key=order.index)
-        return ready
 
-    def _stop_stages(self) -> list[Stage]:
-        # The front door first: what it still answers needs the workers.
-        term_s = self._config.drain_timeout_s + _CHILD_CLOSE_S
-        limit_s = term_s + 5
-        return [
-            Stage(name="readiness", action=self._withdraw),
-            Stage(name="front door", action=lambda: self._front.stop(term_s), limit_s=limit_s),
-            Stage(name="workers", action=lambda: stop_all(self._workers, term_s), limit_s=limit_s),
-        ]
-
-    async def _withdraw(self) -> None:
-        if self._config.ready_file is not None:
-            remove_ready_file(self._config.ready_file)
-
-    def _abandon(self) -> None:
-        for child in (self._front, *self._workers):
-            child.kill()
-        with suppress(OSError):
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _front_command(self) -> list[str]:
-        return [
-            "frontend",
-            *as_flags(self._config, _FRONT_FLAGS),
-            "--discovery=file",
-            f"--discovery-path={self._discovery}",
-            *(f"--expect-model={model.name}" for model in self._models),
-        ]
-
-    def _worker(self, model: NamedModel, number: int, engine_arguments: Sequence[str]) -> Child:
-        name = f"{model.name.rpartition('/')[2]}-{number}"
-        command = [
-            "worker",
-            str(model.path),
-            f"--model-name={model.name}",
-            *as_flags(self._config, _WORKER_FLAGS),
-            f"--host={_WORKER_HOST}",
-            f"--metrics-host={self._config.status_host}",
-            "--grpc-port=0",
-            "--metrics-port=0",
-            "--discovery=file",
-            f"--discovery-path={self._discovery}",
-        ]
-        ready = self._folder / f"worker-{name}.json"
-        behind = ["--", *engine_arguments]
-        return self._child(name, command, ready, behind, without=_NOT_FOR_WORKERS)
-
-    def _child(
-        self,
-        name: str,
-        command: list[str],
-        ready_file: Path,
-        behind: Sequence[str] = (),
-        *,
-        without: Sequence[str] = (),
-    ) -> Child:
-        argv = (
-            # -P: a folder `cli` where the user happens to stand is not ours.
-            sys.executable, "-P", "-m", "cli.main", "--parent-pid", str(os.getpid()),
-            *command, f"--ready-file={ready_file}", *behind,
-        )  # fmt: skip
-        environment = child_environment(without=without)
-        environment |= secret_variables(self._config, without=without)
-        spec = ChildSpec(name=name, argv=argv, ready_file=ready_file, environment=environment)
-        return Child(spec, log_format=self._config.log_format)
+def _environment(config: ServeConfig, *, without: Sequence[str] = ()) -> dict[str, str]:
+    """Secrets travel in the environment: command lines are seen by others."""
+    environment = child_environment(without=without)
+    return environment | secret_variables(config, without=without)
 
 
 def _with_own_token(config: ServeConfig) -> ServeConfig:
@@ -304,17 +235,20 @@ def _with_own_token(config: ServeConfig) -> ServeConfig:
     return replace(config, fleet_token=secrets.token_urlsafe(32))
 
 
-def _bound_ports(ready: dict[str, Any]) -> list[str]:
-    """The flags that make a front door listen where this one does."""
-    return [
-        f"--{name}-port={ready[name].rpartition(':')[2]}"
-        for name in ("grpc", "http", "metrics")
-        if name in ready
-    ]
+def _announce(config: ServeConfig, told: dict[str, Any]) -> None:
+    """Say that every model is served, to people on stdout, to machines in the log."""
+    if config.log_format == "json":
+        _LOG.info("ready: %s", ", ".join(told["models"]))
+    else:
+        _say(announcement(told, needs=config.client_needs))
 
 
 def _teller(config: ServeConfig) -> Callable[[str], None]:
     """Progress for people on stdout, for machines in the log."""
-    if config.log_format == "json":
-        return _LOG.info
-    return lambda line: print(line, flush=True)
+    return _LOG.info if config.log_format == "json" else _say
+
+
+def _say(text: str) -> None:
+    # Whoever read this may have gone, and serving goes on.
+    with suppress(OSError):
+        print(text, flush=True)

@@ -164,7 +164,7 @@ def _add_status(app: FastAPI, backend: Backend, metrics: Callable[[], bytes]) ->
         return _json({"status": "not_ready"}, 503)
 
     @app.get("/metrics", summary="Prometheus text", tags=["status"])
-    async def metrics_text() -> Response:
+    def metrics_text() -> Response:  # not async: it may block, and gets a thread to do so
         return Response(metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -73,10 +73,22 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(entry).decode()
 
 
-def child_line(name: str, line: str, log_format: str) -> str:
-    """Return a child process's line as its parent shows it: named, in text or in JSON."""
+def error_line(message: str) -> str:
+    """Return what a process says last when it fails: for people, unless the log is JSON."""
+    handlers = logging.getLogger().handlers
+    if handlers and isinstance(handlers[0].formatter, JsonFormatter):
+        record = {"name": "penstock", "levelname": "ERROR", "msg": message}
+        return handlers[0].format(logging.makeLogRecord(record))
+    return f"penstock: error: {message}"
+
+
+def child_line(name: str, line: str, log_format: str, *, label: str | None = None) -> str:
+    """Return a child process's line as its parent shows it: named, in text or in JSON.
+
+    `label` stands for the name in text.
+    """
     if log_format != "json":
-        return f"[{name}] {line}"
+        return f"{label or f'[{name}]'} {line}"
     try:
         entry = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError:

@@ -79,8 +79,9 @@ class ProcessOptions:
     def require_free_ports(self) -> None:
         """Raise InvalidConfig naming the flag of a port that is taken."""
         ports = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_port")}
+        shared = ports.pop("share_port", False)
         for switch, field in (("no_http", "http_port"), ("no_grpc", "grpc_port")):
-            if getattr(self, switch, False):
+            if shared or getattr(self, switch, False):
                 del ports[field]
         require_free_ports(self.status_host, {"metrics_port": ports.pop("metrics_port")})
         require_free_ports(self.host, ports)

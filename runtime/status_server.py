@@ -11,6 +11,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -33,7 +34,8 @@ class StatusServer:
     /live and /ready answer 200 or 503 in plain text; /health has the status of /ready and says as
     JSON what `describe` returns. `is_ready` and `describe` are called from other threads and must
     only read. The process is live while the event loop that `start` is called on takes less than
-    `hung_s` seconds for a turn. /log-level answers the level; PUT sets it, from this machine only.
+    `hung_s` seconds for a turn. /log-level answers the level; PUT has `set_level` set it, from
+    this machine only.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class StatusServer:
         hung_s: float = 60.0,
         registry: Collecting = REGISTRY,
         prefix: str = PREFIX,
+        set_level: Callable[[str], object] = set_log_level,
     ) -> None:
         self._host, self._port = host, port
         self._pulse = LoopPulse(hung_s)
@@ -57,7 +60,7 @@ class StatusServer:
             "/live": self._live,
             "/ready": self._ready,
             "/health": self._health,
-            "/log-level": _log_level,
+            "/log-level": partial(_log_level, set_level),
         }
         self._server: _Server | None = None
 
@@ -117,7 +120,9 @@ def _status(good: bool) -> str:
     return "200 OK" if good else "503 Service Unavailable"
 
 
-def _log_level(environ: dict[str, Any], start: StartResponse) -> list[bytes]:
+def _log_level(
+    set_level: Callable[[str], object], environ: dict[str, Any], start: StartResponse
+) -> list[bytes]:
     if environ["REQUEST_METHOD"] in ("PUT", "POST"):
         peer = ipaddress.ip_address(environ["REMOTE_ADDR"].partition("%")[0])
         if not (getattr(peer, "ipv4_mapped", None) or peer).is_loopback:
@@ -128,7 +133,7 @@ def _log_level(environ: dict[str, Any], start: StartResponse) -> list[bytes]:
         if wanted not in LEVELS:
             start("400 Bad Request", list(_TEXT))
             return [f"level {wanted!r} is not one of: {', '.join(LEVELS)}\n".encode()]
-        set_log_level(wanted)
+        set_level(wanted)
         _LOG.warning("log level is now %s", wanted)
     start("200 OK", list(_TEXT))
     return [f"{log_level()}\n".encode()]

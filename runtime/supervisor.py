@@ -1,4 +1,4 @@
-"""Runs child processes: their output with a prefix, restarts with backoff, an ordered stop."""
+"""Runs child processes: restarts with backoff up to a limit, and an ordered stop."""
 
 import asyncio
 import io
@@ -8,22 +8,26 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from runtime.child_output import ChildOutput
 from runtime.errors import Code, ServingError
-from runtime.logs import child_line
 
 _LOG = logging.getLogger(__name__)
+FAILED_EXIT = 1
 # What a process of ours exits with when a flag, variable, file or model reference is wrong.
 CONFIG_EXIT = 2
+CRASH_LOOP_EXIT = 3
 _CHUNK_BYTES = 64 * 1024
 
 
 class ChildFailed(ServingError):
-    """A child cannot be kept running; `exit_code` is what its last run ended with."""
+    """A child cannot be kept running; its parent shall end with `exit_code`."""
 
     code = Code.FAILED_PRECONDITION
     reason = "child_failed"
@@ -38,13 +42,16 @@ class RestartPolicy:
     """When a child is started again. Times in seconds.
 
     The wait doubles from `first_delay_s` to `max_delay_s` and starts over after a run of at least
-    `stable_s`. A child that has never been ready is given up after `start_attempts` runs.
+    `stable_s`. A child that has never been ready is given up after `start_attempts` runs; one that
+    has been, when it dies more than `restart_limit` times within `restart_window_s` (0: never).
     """
 
     first_delay_s: float = 0.5
     max_delay_s: float = 30.0
     stable_s: float = 30.0
     start_attempts: int = 3
+    restart_limit: int = 5
+    restart_window_s: float = 600.0
 
     def delay_s(self, failures: int) -> float:
         """Return the wait after so many failures in a row (1 or more)."""
@@ -55,13 +62,17 @@ class RestartPolicy:
 class ChildSpec:
     """One child: its command, and the file whose existence says that it has been ready.
 
-    Without `environment` it gets this process's.
+    `status_file`, if it writes one, has its addresses from the moment it listens. Without
+    `environment` it gets this process's. `if_killed` is what to tell when SIGKILL ends it, which
+    is nearly always the kernel's answer to a lack of memory.
     """
 
     name: str
     argv: tuple[str, ...]
     ready_file: Path
+    status_file: Path | None = None
     environment: Mapping[str, str] | None = None
+    if_killed: str = ""
 
 
 class Child:
@@ -79,37 +90,54 @@ class Child:
         policy: RestartPolicy | None = None,
         write: Callable[[str], object] = sys.stderr.write,
         log_format: str = "text",
+        label: str | None = None,
     ) -> None:
         self.spec = spec
         self._policy = policy or RestartPolicy()
-        self._write = write
-        self._log_format = log_format
-        self._added: tuple[str, ...] = ()
+        self._new_output = partial(
+            ChildOutput, spec.name, label=label, log_format=log_format, write=write
+        )
+        self._output = self._new_output()
+        self._deaths: deque[float] = deque(maxlen=self._policy.restart_limit + 1)
+        self._was_ready = False
         self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
         self._over.set()
         self.starts = 0
 
+    @property
+    def pid(self) -> int | None:
+        """The process id while the command runs."""
+        process = self._process
+        return None if process is None else process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the command runs and has said that it is ready."""
+        return self._process is not None and self.spec.ready_file.exists()
+
     async def run(self) -> None:
         """Start the command again and again; returns after `stop`.
 
-        Raises ChildFailed at once when the command exits with 2, which says that its configuration
-        is wrong, and when it fails `start_attempts` times without ever having been ready.
+        Raises ChildFailed when the policy says so, and at once when the command exits with 2
+        before it has been ready, which says that its configuration is wrong.
         """
-        failures, was_ready = 0, False
+        failures = 0
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._run_once()
             if self._stopping.is_set():
                 return
-            was_ready = was_ready or self.spec.ready_file.exists()
-            failures = 1 if time.monotonic() - began >= self._policy.stable_s else failures + 1
-            self._give_up_if_hopeless(code, failures, was_ready)
+            ended = time.monotonic()
+            failures = 1 if ended - began >= self._policy.stable_s else failures + 1
+            self._was_ready = self._was_ready or self.spec.ready_file.exists()
+            self._deaths.append(ended)
+            self._give_up_if_hopeless(code)
             delay_s = self._policy.delay_s(failures)
             _LOG.warning(
-                "%s ended with %s; starting it again in %.1f s",
-                self.spec.name, _exit_text(code), delay_s,
+                "%s %s; starting it again in %.1f s",
+                self.spec.name, self._end_text(code), delay_s,
             )  # fmt: skip
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
@@ -118,9 +146,7 @@ class Child:
     async def stop(self, term_s: float) -> None:
         """End the command with SIGTERM, after `term_s` seconds with SIGKILL. Idempotent."""
         self._stopping.set()
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+        self._ask_to_end()
         try:
             async with asyncio.timeout(term_s):
                 await self._over.wait()
@@ -129,28 +155,39 @@ class Child:
             self.kill()
             await self._over.wait()
 
-    def add_arguments(self, arguments: Sequence[str]) -> None:
-        """Put `arguments` behind the command's own from its next start on."""
-        self._added = tuple(arguments)
-
     def kill(self) -> None:
         """Kill the command and its process group now."""
         self._stopping.set()
         if self._process is not None:
             _kill_group(self._process.pid)
 
+    def _ask_to_end(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+                # One that was halted would not see it.
+                self._process.send_signal(signal.SIGCONT)
+
     async def _run_once(self) -> int:
-        self.spec.ready_file.unlink(missing_ok=True)
+        for file in (self.spec.ready_file, self.spec.status_file):
+            if file is not None:
+                file.unlink(missing_ok=True)
         self._over.clear()
-        # A pipe of our own: asyncio's PIPE would make `wait` last until everybody has closed it.
-        ours, theirs = os.pipe()
+        self._output = self._new_output()
+        self.starts += 1
         try:
+            # Our own pipe: asyncio's PIPE would make `wait` last until everybody has closed it.
+            ours, theirs = os.pipe()
             with io.FileIO(ours, "rb") as output:
                 try:
                     process = await self._start(theirs)
                 finally:
                     os.close(theirs)
                 return await self._follow(process, output)
+        except OSError as error:
+            # No memory, descriptor or process left: another attempt may find some.
+            self._output.feed(f"{self.spec.argv[0]}: {error.strerror}\n".encode())
+            return FAILED_EXIT
         finally:
             self._process = None
             self._over.set()
@@ -158,14 +195,14 @@ class Child:
     async def _start(self, output: int) -> Process:
         self._process = process = await asyncio.create_subprocess_exec(
             *self.spec.argv,
-            *self._added,
             stdin=DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             env=self.spec.environment,
         )
-        self.starts += 1
+        if self._stopping.is_set():
+            self._ask_to_end()
         return process
 
     async def _follow(self, process: Process, output: io.FileIO) -> int:
@@ -187,31 +224,39 @@ class Child:
             transport.close()
 
     async def _pump(self, output: asyncio.StreamReader) -> None:
-        """Copy output line by line with the child's name in front."""
-        rest = b""
         while data := await output.read(_CHUNK_BYTES):
-            *lines, rest = (rest + data).split(b"\n")
-            if len(rest) > _CHUNK_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._write_line(line)
-        if rest:
-            self._write_line(rest)
+            self._output.feed(data)
+        self._output.end()
 
-    def _write_line(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace")
-        self._write(child_line(self.spec.name, text, self._log_format) + "\n")
-
-    def _give_up_if_hopeless(self, code: int, failures: int, was_ready: bool) -> None:
-        name = self.spec.name
-        if code == CONFIG_EXIT and not was_ready:
-            raise ChildFailed(f"{name} refuses its configuration (see above)", exit_code=code)
-        if not was_ready and failures >= self._policy.start_attempts:
+    def _give_up_if_hopeless(self, code: int) -> None:
+        name, policy, deaths = self.spec.name, self._policy, self._deaths
+        if not self._was_ready:
+            if code == CONFIG_EXIT:
+                why = f"{name} refuses its configuration{self._quoted_reason()}"
+                raise ChildFailed(why, exit_code=CONFIG_EXIT)
+            if self.starts >= policy.start_attempts:
+                why = f"{name} did not become ready in {self.starts} attempts; the last one "
+                raise ChildFailed(why + self._end_text(code), exit_code=FAILED_EXIT)
+            return
+        span_s = deaths[-1] - deaths[0]
+        if len(deaths) > policy.restart_limit and span_s < policy.restart_window_s:
             raise ChildFailed(
-                f"{name} did not become ready in {failures} attempts; "
-                f"the last one ended with {_exit_text(code)}",
-                exit_code=code,
+                f"{name} is in a crash loop: it died {len(deaths)} times in {span_s:.0f} s "
+                f"(allowed: {policy.restart_limit} in {policy.restart_window_s:.0f} s, "
+                f"--restart-limit and --restart-window-s); at last it {self._end_text(code)}",
+                exit_code=CRASH_LOOP_EXIT,
             )
+
+    def _end_text(self, code: int) -> str:
+        if code == -signal.SIGKILL:
+            advice = f": {self.spec.if_killed}" if self.spec.if_killed else ""
+            return f"was killed (SIGKILL){advice}"
+        if code < 0:
+            return f"was ended by {_signal_name(-code)}{self._quoted_reason()}"
+        return f"ended with exit code {code}{self._quoted_reason()}"
+
+    def _quoted_reason(self) -> str:
+        return f": {self._output.reason}" if self._output.reason else ""
 
 
 async def stop_all(children: Sequence[Child], term_s: float) -> None:
@@ -226,10 +271,8 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _exit_text(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
+def _signal_name(number: int) -> str:
     try:
-        return signal.Signals(-code).name
+        return signal.Signals(number).name
     except ValueError:
-        return f"signal {-code}"
+        return f"signal {number}"

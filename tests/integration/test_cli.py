@@ -130,7 +130,7 @@ def test_every_command_has_the_same_names_for_the_same_things(command):
         ((), {}, "usage"),
         (("dance",), {}, "dance"),
         (("serve",), {}, "MODEL"),
-        (("serve", "no-such-model", *SIM), {}, "no-such-model"),
+        (("serve", "no-such-model", *SIM, *FREE), {}, "no-such-model"),
         (("serve", "smollm2", "--workers=0", *SIM), {}, "--workers"),
         (("serve", "smollm2", "--model-name=a", "--model-name=b", *SIM), {}, "2 names for 1"),
         (("serve", "smollm2", "--max-model-len=9", *SIM), {}, "behind --"),
@@ -142,7 +142,11 @@ def test_every_command_has_the_same_names_for_the_same_things(command):
         (("frontend", "--router-policy=dice"), {}, "dice"),
         (("frontend", "--config=/nowhere.yaml"), {}, "/nowhere.yaml"),
         (("gateway",), {}, "--target"),
-        (("worker", "no-such-model", "--engine=sim"), {}, "no-such-model"),
+        (
+            ("worker", "no-such-model", "--engine=sim", "--grpc-port=0", FREE[2]),
+            {},
+            "no-such-model",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2_and_names_what_is_wrong(args, environment, named):
@@ -212,7 +216,7 @@ def test_serve_answers_prints_examples_and_leaves_nothing_behind(serving, tmp_pa
     family = serving.family()
     assert serving.stop() == 0
     said = serving.log.read_text()
-    for part in ("tritonclient:", "openai:", "curl:", serving.ready["grpc"], "[front] "):
+    for part in ("tritonclient:", "openai:", "curl:", serving.ready["grpc"], "[front-0] "):
         assert part in said
     assert not psutil.wait_procs(family, timeout=5)[1]
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -224,7 +228,7 @@ def test_serve_speaks_json_only_when_asked_to(tmp_path):
         assert one.ready["models"] == ["mine"]
         assert one.stop() == 0
         entries = [json.loads(line) for line in one.log.read_text().splitlines()]
-    assert {entry.get("process") for entry in entries} == {None, "front", "mine-0"}
+    assert {entry.get("process") for entry in entries} == {None, "front-0", "mine-0"}
     assert all({"time", "level", "message"} <= entry.keys() for entry in entries)
 
 

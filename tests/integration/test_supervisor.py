@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -22,7 +23,12 @@ FOREVER = READY + "print('up', flush=True)\ntime.sleep(600)"
 async def child(tmp_path, code, policy=FAST):
     lines: list[str] = []
     ready = tmp_path / "ready"
-    spec = ChildSpec(name="w", argv=(sys.executable, "-c", code, str(ready)), ready_file=ready)
+    spec = ChildSpec(
+        name="w",
+        argv=(sys.executable, "-c", code, str(ready)),
+        ready_file=ready,
+        if_killed="no memory?",
+    )
     one = Child(spec, policy=policy, write=lines.append)
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         tasks.create_task(one.run())
@@ -33,8 +39,8 @@ async def child(tmp_path, code, policy=FAST):
 
 
 def pid_of(one: Child) -> int:
-    assert one._process is not None
-    return one._process.pid
+    assert one.pid is not None
+    return one.pid
 
 
 async def test_lines_carry_the_childs_name(tmp_path):
@@ -93,20 +99,81 @@ async def test_what_a_killed_child_started_does_not_outlive_it(tmp_path):
         await eventually(lambda: gone(grandchild))
 
 
-@pytest.mark.parametrize(("code", "starts"), [("import sys; sys.exit(2)", 1), ("1/0", 3)])
-async def test_a_child_that_cannot_start_is_given_up(tmp_path, code, starts):
+async def gives_up(tmp_path, code: str, policy: RestartPolicy = FAST) -> tuple[Child, ChildFailed]:
+    """Run `code` until it is given up; returns the child and why."""
     with pytest.RaisesGroup(ChildFailed) as caught:
-        async with child(tmp_path, code) as (one, _):
+        async with child(tmp_path, code, policy) as (one, _):
             await asyncio.Event().wait()
-    assert one.starts == starts
     failure = caught.value.exceptions[0]
     assert isinstance(failure, ChildFailed)
-    assert failure.exit_code == (2 if starts == 1 else 1)
+    return one, failure
 
 
-async def test_a_child_that_was_ready_once_is_never_given_up(tmp_path):
-    async with child(tmp_path, READY + "sys.exit(1)") as (one, _):
+async def test_a_wrong_configuration_is_not_tried_again_and_its_complaint_is_quoted(tmp_path):
+    code = "import sys; print('penstock: error: --x is wrong'); print('bye'); sys.exit(2)"
+    one, failure = await gives_up(tmp_path, code)
+    assert one.starts == 1
+    assert failure.exit_code == 2
+    assert failure.message == "w refuses its configuration: --x is wrong"
+
+
+# A start that takes longer than a stable run is still a start that failed.
+@pytest.mark.parametrize("policy", [FAST, replace(FAST, stable_s=0)])
+async def test_a_child_that_never_gets_ready_is_given_up_and_its_last_error_is_quoted(
+    tmp_path, policy
+):
+    one, failure = await gives_up(tmp_path, "1/0", policy)
+    assert one.starts == 3
+    assert failure.exit_code == 1
+    assert "3 attempts" in failure.message
+    assert failure.message.endswith("exit code 1: ZeroDivisionError: division by zero")
+
+
+async def test_a_child_that_was_ready_and_keeps_dying_is_a_crash_loop(tmp_path):
+    policy = replace(FAST, restart_limit=4, stable_s=0)
+    one, failure = await gives_up(tmp_path, READY + "raise ValueError('oh')", policy)
+    assert one.starts == 5
+    assert failure.exit_code == 3
+    assert "crash loop: it died 5 times" in failure.message
+    assert failure.message.endswith("exit code 1: ValueError: oh")
+
+
+async def test_deaths_outside_the_window_do_not_count(tmp_path):
+    policy = replace(FAST, restart_limit=0, restart_window_s=0)
+    async with child(tmp_path, READY + "sys.exit(1)", policy) as (one, _):
         await eventually(lambda: one.starts > 4, limit_s=25)
+
+
+async def test_a_child_killed_from_outside_says_what_that_usually_means(tmp_path):
+    code = READY + "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    _, failure = await gives_up(tmp_path, code, replace(FAST, restart_limit=0))
+    assert failure.message.endswith("was killed (SIGKILL): no memory?")
+
+
+async def test_a_command_that_cannot_be_started_is_tried_again(tmp_path):
+    ready = tmp_path / "ready"
+    spec = ChildSpec(name="w", argv=(str(tmp_path / "nothing"),), ready_file=ready)
+    with pytest.raises(ChildFailed, match="nothing: No such file"):
+        await Child(spec, policy=FAST, write=str).run()
+
+
+async def test_a_halted_child_stops_in_order(tmp_path):
+    code = READY + (
+        "import signal\nsignal.signal(signal.SIGTERM, lambda *a: (print('bye'), sys.exit()))\n"
+        "print('up', flush=True)\ntime.sleep(600)"
+    )
+    async with child(tmp_path, code) as (one, lines):
+        await eventually(lambda: len(lines) == 1, limit_s=20)
+        os.kill(pid_of(one), signal.SIGSTOP)
+        await one.stop(20)
+        assert lines[-1] == "[w] bye\n"
+
+
+async def test_a_stop_while_the_command_is_being_started_reaches_it(tmp_path):
+    async with child(tmp_path, FOREVER) as (one, _):
+        await eventually(lambda: one.starts == 1)
+        assert one.pid is None  # the process is being made
+        await asyncio.wait_for(one.stop(25), 20)
 
 
 def test_the_wait_between_starts_doubles_up_to_its_limit():
