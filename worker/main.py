@@ -1,6 +1,7 @@
 """Composition of a worker process: model, engine, and what serves them."""
 
 import asyncio
+import importlib.util
 import logging
 import os
 import sys
@@ -26,6 +27,7 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
     when the worker cannot start.
     """
     config.require_free_ports()
+    require_engine(config.engine)
     model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
     engine = build_engine(config, model, engine_arguments)
     # gRPC must not be imported before the engine's process is forked.
@@ -40,6 +42,16 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
             sys.stderr.flush()
             os._exit(code)
     return code
+
+
+def require_engine(engine: str) -> None:
+    """Raise InvalidConfig when this installation lacks what the engine is made of."""
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InvalidConfig(
+            "vLLM is not installed: install penstock[worker] for a GPU or penstock[worker-cpu], "
+            "or use the simulated engine",
+            param="engine",
+        )
 
 
 def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence[str]) -> Engine:
