@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 import bootstrap
 from cli.frontend import FrontendConfig
 from runtime.config import parse_config
 from runtime.status_server import StatusServer
+from tests.waiting import wait_until
 from worker.config import WorkerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +117,57 @@ async def health_check(port: str) -> int:
         await process.communicate()
     assert process.returncode is not None
     return process.returncode
+
+
+UNSHARE = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
+
+
+@pytest.fixture
+def first_process() -> Iterator[Callable[..., psutil.Process]]:
+    """Starts a command as the first process of a pid namespace, as a container does."""
+    try:
+        subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=30, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system lets nobody make pid namespaces")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str) -> psutil.Process:
+        outer = subprocess.Popen([*UNSHARE, *command])
+        started.append(outer)
+        family = psutil.Process(outer.pid)
+        wait_until(lambda: bool(family.children()), limit_s=10)
+        (inner,) = family.children()
+        return inner
+
+    yield start
+    for outer in started:
+        outer.kill()
+        outer.wait(10)
+
+
+def test_a_containers_first_process_ends_on_sigterm_before_it_serves(
+    first_process: Callable[..., psutil.Process], tmp_path: Path
+) -> None:
+    never_written = tmp_path / "config.yaml"
+    os.mkfifo(never_written)
+    penstock = (sys.executable, "-P", "-m", "cli.main")
+    process = first_process(*penstock, "frontend", f"--config={never_written}")
+    writer = wait_for_reader(never_written)
+    try:
+        process.terminate()
+        process.wait(30)
+    finally:
+        os.close(writer)
+
+
+def wait_for_reader(fifo: Path) -> int:
+    """Open a named pipe for writing as soon as somebody reads it."""
+    opened: list[int] = []
+
+    def has_reader() -> bool:
+        with suppress(OSError):
+            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    wait_until(has_reader, limit_s=30)
+    return opened[0]

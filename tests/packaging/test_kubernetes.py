@@ -1,6 +1,7 @@
 """deploy/kubernetes: valid, consistent, and what it starts accepts its arguments."""
 
 import json
+import re
 import shutil
 import subprocess
 import tomllib
@@ -159,6 +160,12 @@ def test_an_image_carries_the_projects_version(workload: Workload) -> None:
     name, _, tag = workload.container["image"].rpartition(":")
     assert name in ("penstock-frontdoor", "penstock-worker", "penstock-worker-gpu")
     assert tag == PROJECT["version"]
+
+
+def test_the_commands_of_the_manual_name_the_same_images() -> None:
+    manual = (FOLDER.parents[1] / "docs" / "kubernetes.md").read_text()
+    tags = re.findall(r"\bpenstock-(?:frontdoor|worker|worker-gpu):([\w.]+)", manual)
+    assert set(tags) == {PROJECT["version"]}
 
 
 @each_server
