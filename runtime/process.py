@@ -61,6 +61,15 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM end this process at once, until a handler of the ordered stop takes its place.
+
+    For the first process of a container, to which the kernel delivers no signal that has no
+    handler: a worker that loads its weights would not stop before it is killed.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+
+
 def private_folder(prefix: str) -> Path:
     """Make a temporary folder for this process; clears those that dead processes left behind."""
     parent = Path(tempfile.gettempdir())

@@ -1,6 +1,7 @@
 """Composition of a worker process: model, engine, and what serves them."""
 
 import asyncio
+import importlib.util
 import logging
 import os
 import sys
@@ -29,6 +30,7 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
     # Before the engine, which takes its time, finds them wrong.
     config.open_server_tls()
     config.open_fleet_token()
+    require_engine(config.engine)
     model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
     try:
         engine = build_engine(config, model, engine_arguments)
@@ -47,6 +49,16 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
             sys.stderr.flush()
             os._exit(code)
     return code
+
+
+def require_engine(engine: str) -> None:
+    """Raise InvalidConfig when this installation lacks what the engine is made of."""
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InvalidConfig(
+            "vLLM is not installed: install penstock[worker] for a GPU or penstock[worker-cpu], "
+            "or use the simulated engine",
+            param="engine",
+        )
 
 
 def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence[str]) -> Engine:

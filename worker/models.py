@@ -166,8 +166,14 @@ def _take(lock: FileLock, source: Path, progress: Callable[[str], None]) -> None
 
 
 def _convert_into(target: Path, source: Path, progress: Callable[[str], None]) -> None:
-    # Imported late: it costs a second and is needed once per model.
-    from worker import gguf  # noqa: PLC0415
+    # Imported late: it costs a second, is needed once per model, and is the worker's alone.
+    try:
+        from worker import gguf  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InvalidConfig(
+            f"{source.name} is a GGUF file, and {error.name} is not installed: install "
+            "penstock[worker] or penstock[worker-cpu], or give a folder in Hugging Face format"
+        ) from error
 
     unfinished = f".{target.name}-"
     for left_over in target.parent.iterdir():
