@@ -12,12 +12,21 @@ from importlib.metadata import version
 from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, Metric
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Gauge,
+    Histogram,
+    Metric,
+    disable_created_metrics,
+)
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 PREFIX = "penstock"
+# When a series began is a series more for each counter and histogram, and nobody's question.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # Two per decade up to 100 ms, then what hurts: 5 s is a client's time-out for a health check.
 EVENT_LOOP_LAG = Histogram(

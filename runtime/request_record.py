@@ -4,15 +4,34 @@ The same for every front: one log line, and the metrics of requests and tokens.
 """
 
 import logging
+from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from runtime.errors import Cancelled
+from runtime.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    InternalError,
+    ModelNotReady,
+    Overloaded,
+    Stalled,
+    WorkerLost,
+)
 from runtime.metrics import TokenHistogram
 
 _LOG = logging.getLogger(__name__)
 OK = "ok"
 UNKNOWN_MODEL = "unknown"
+# What alert rules watch for (deploy/prometheus/alerts.yml): mostly the fault of the server.
+FAILURES = tuple(
+    error.reason
+    for error in (
+        DeadlineExceeded, Draining, EngineFailed, InternalError, ModelNotReady, Overloaded,
+        Stalled, WorkerLost,
+    )
+)  # fmt: skip
 
 # Buckets. Durations span a cached one-token answer (10 ms) to a long document (10 min), three per
 # decade, so that a quantile is off by less than half of its value. Between tokens the range that
@@ -75,6 +94,13 @@ def record_refusal(
     record.end(outcome, now, detail)
 
 
+@cache
+def _begin_failures(model: str, endpoint: str) -> None:
+    """Begin at 0 what may go wrong: to Prometheus the first value of a series is no increase."""
+    for outcome in FAILURES:
+        REQUESTS.labels(model, endpoint, outcome)
+
+
 class RequestRecord:
     """One request's facts. Times are `time.monotonic` seconds that the caller passes in.
 
@@ -110,6 +136,7 @@ class RequestRecord:
     def known_as(self, model: str) -> None:
         """The model is a real one: clients' own words are no labels, they have no bound."""
         self.model = model
+        _begin_failures(model, self.endpoint)
         self._gaps = TOKEN_GAP.model(model)
 
     def token(self, now: float, *, first_choice: bool) -> None:

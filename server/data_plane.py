@@ -192,7 +192,7 @@ class DataPlane:
         if self.draining:
             raise Draining("the server is stopping and takes no new requests")
         model = self._fleet.model(request.model)
-        record.model = model.card.name
+        record.known_as(model.card.name)
         if not model.ready:
             raise ModelNotReady(f"model {request.model!r} has no ready worker", param="model")
         if self._config.max_in_flight and len(self._flights) >= self._config.max_in_flight:

@@ -62,6 +62,8 @@ class Fleet:
         self._models: dict[str, ServedModel] = {}
         self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
         self._synced = asyncio.Event()
+        for name in config.expected_models:
+            CONNECTED.labels(name).set(0)
 
     def models(self) -> list[ServedModel]:
         """Every known model, in the order they appeared."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from runtime.discovery import Record
 from runtime.errors import (
@@ -280,6 +281,8 @@ async def test_an_expected_model_is_starting_rather_than_unknown(model_folder: P
         channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
         with pytest.raises(ModelNotReady, match="'later' is starting"):
             await infer(channel, ask(stream=False, model="later"))
+        # Not absent: an alert on a model without a worker must see it.
+        assert REGISTRY.get_sample_value("penstock_workers_connected", {"model": "later"}) == 0
         call = channel.unary(KSERVE, "RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s=9)
         states = {model.name: model.state for model in (await call).models}
         assert states == {"sim": "READY", "later": "LOADING"}
