@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from runtime.metrics import PREFIX
 from runtime.process import private_folder
 from runtime.supervisor import ChildSpec
 from worker.config import WorkerConfig
+from worker.main import require_engine
 
 _LOG = logging.getLogger(__name__)
 _IF_KILLED = (
@@ -121,8 +121,7 @@ def serve(argv: Sequence[str]) -> int:
     config.open_fleet_token()
     open_api_keys(config)
     config = _with_own_token(config)
-    if config.engine == "vllm" and find_spec("vllm") is None:
-        raise ModuleNotFoundError("serve needs an engine", name="vllm")
+    require_engine(config.engine)
     models = _prepare(config)
     folder = private_folder("penstock-serve")
     discovery = config.discovery_path or str(folder / "discovery")
