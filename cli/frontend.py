@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from cli.options import FrontOptions
 from runtime.config import option, parse_config
-from runtime.errors import InvalidConfig
 from runtime.lifecycle import Stage, StopRequest, log_waiting, run_stages, stop_on_signals
 from runtime.logs import configure_logging
 
@@ -31,25 +30,23 @@ class FrontendConfig(FrontOptions):
         (),
         help="model that will be served: until it has a worker, requests for it get 503 and the "
         "front door is not announced as ready; may be repeated",
+        group="Models",
     )
-
-    def __post_init__(self) -> None:
-        """Raise InvalidConfig naming the field that is wrong."""
-        FrontOptions.__post_init__(self)
-        if self.no_http and self.no_grpc:
-            raise InvalidConfig("no_http and no_grpc together leave nothing to serve")
 
 
 def frontend(argv: Sequence[str]) -> int:
     """Run a front door until it is stopped; returns the exit code."""
-    config, rest = parse_config(
+    config, _ = parse_config(
         FrontendConfig,
         argv,
         prog="penstock frontend",
         description="The front door: KServe v2 over gRPC, OpenAI over HTTP.",
+        examples=(
+            "penstock frontend",
+            "penstock frontend --host 0.0.0.0 --expect-model smollm2 --log-format json",
+            "penstock frontend --config front.yaml --print-config",
+        ),
     )
-    if rest:
-        raise InvalidConfig("a front door takes no engine arguments behind --")
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()
     import uvloop

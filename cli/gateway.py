@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from cli.options import HttpOptions
-from runtime.config import option, parse_config
+from cli.options import FrontOptions, HttpOptions
+from runtime.config import like, option, parse_config
+from runtime.config_option import HOST_PORT
 from runtime.errors import InvalidConfig
 from runtime.logs import configure_logging
+from runtime.options import DAY_S
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 2.0
@@ -19,30 +21,34 @@ _CLOSE_S = 2.0
 class GatewayProcessConfig(HttpOptions):
     """One gateway process."""
 
-    target: str | None = option(None, help="the KServe server: host:port", metavar="HOST:PORT")
-    request_timeout_s: float = option(0.0, help="limit of a whole request; 0 is none", unit="s")
+    target: str | None = option(
+        None, help="the KServe server", group="Discovery", form=HOST_PORT, metavar="HOST:PORT"
+    )
+    request_timeout_s: float = like(FrontOptions, "request_timeout_s")
     keepalive_s: float = option(
         0.0, help="time between pings to the target; 0 is none: other servers may refuse them",
-        unit="s",
+        group="Discovery", unit="s", least=0, most=DAY_S,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         HttpOptions.__post_init__(self)
         if not self.target:
-            raise InvalidConfig("a gateway needs --target HOST:PORT", param="target")
+            raise InvalidConfig("a gateway needs a server, HOST:PORT", param="target")
 
 
 def gateway(argv: Sequence[str]) -> int:
     """Run a gateway until it is stopped; returns the exit code."""
-    config, rest = parse_config(
+    config, _ = parse_config(
         GatewayProcessConfig,
         argv,
         prog="penstock gateway",
         description="The OpenAI front alone, in front of any KServe v2 server of language models.",
+        examples=(
+            "penstock gateway --target 127.0.0.1:8001 --http-port 8080 --metrics-port 0",
+            "penstock gateway --target inference.example:8001 --host 0.0.0.0 --keepalive-s 20",
+        ),
     )
-    if rest:
-        raise InvalidConfig("a gateway takes no engine arguments behind --")
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()
     import uvloop
