@@ -26,8 +26,8 @@ prints each value with the place it comes from; what it prints is a file for `--
   What Kubernetes sets for Services (`PENSTOCK_…_SERVICE_HOST`, `…_PORT=tcp://…`) is not looked at.
 - **A switch** is on with its flag alone; a variable or key is `true`, `yes`, `on`, `1`, or `false`,
   `no`, `off`, `0`.
-- **Secrets** are shown nowhere. Give them by variable or file: everybody on the machine can read a
-  command line.
+- **Secrets** are shown nowhere, and servers take them by variable or file alone: everybody on the
+  machine can read a command line.
 - What stands behind `--` goes to vLLM as it is, and is no part of the configuration.
 
 A wrong value ends the start with exit code 2 and one line that names the option, the place of the
@@ -69,9 +69,11 @@ def _rows(options: Sequence[Option]) -> Iterator[str]:
 
 
 def _cells(option: Option) -> list[str]:
-    flag = f"`{option.metavar}`" if option.positional else f"`{option.flag}`"
+    flag = f"`{option.metavar if option.positional else option.flag}`"
     if option.off_flag:
         flag += f", `{option.off_flag}`"
+    if not option.has_flag:
+        flag = "none"
     kind = ("list of " if option.many else "") + _TYPES[option.kind]
     return [
         flag,
@@ -80,7 +82,7 @@ def _cells(option: Option) -> list[str]:
         f"{kind}, {option.unit}" if option.unit else kind,
         _default(option),
         _allowed(option),
-        option.help + (" (secret)" if option.secret else ""),
+        f"{option.help} (secret)" if option.secret else option.help,
     ]
 
 

@@ -263,7 +263,7 @@ class _Serving:
             sys.executable, "-P", "-m", "cli.main", "--parent-pid", str(os.getpid()),
             *command, f"--ready-file={ready_file}", *behind,
         )  # fmt: skip
-        environment = child_environment(self._config)
+        environment = child_environment()
         spec = ChildSpec(name=name, argv=argv, ready_file=ready_file, environment=environment)
         return Child(spec, log_format=self._config.log_format)
 

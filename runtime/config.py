@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from runtime.config_option import ENV_PREFIX, Form, Group, Option, nearest, options_of
+from runtime.config_option import ENV_PREFIX, Form, Group, Option, nearest, options_of, variable_of
 from runtime.config_parser import CONFIG, ConfigParser
 from runtime.errors import InvalidConfig
 
@@ -42,19 +42,21 @@ def option(
     metavar: str | None = None,
     hidden: bool = False,
     secret: bool = False,
+    secret_flag: bool = False,
 ) -> Any:
     """A field that is set by a flag, a variable or a key. Without a default value: `None`.
 
     Its type is one of bool, int, float, str, Path, each also `| None`, or tuple[str, ...], for
     which the flag may be repeated. A number lies in [`least`, `most`], or above `above`; a text is
-    one of `choices`, has a `form`, or is not empty. A `secret` is shown nowhere.
+    one of `choices`, has a `form`, or is not empty. A `secret` is shown nowhere, and has a flag
+    only if `secret_flag`, since others on the machine see a command line.
     """
     metadata = {
         "help": help, "group": group, "unit": unit, "choices": tuple(choices), "form": form,
         "least": least, "above": above, "most": most, "metavar": metavar, "hidden": hidden,
-        "secret": secret,
+        "secret": secret, "secret_flag": secret_flag,
     }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 def argument(*, help: str, metavar: str) -> Any:  # noqa: A002 - argparse's word
@@ -69,7 +71,7 @@ def argument(*, help: str, metavar: str) -> Any:  # noqa: A002 - argparse's word
 def like(config_class: type, name: str) -> Any:
     """A field with the default and the flag of another configuration's field of this name."""
     (field,) = (f for f in dataclasses.fields(config_class) if f.name == name)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    return dataclasses.field(default=field.default, metadata=field.metadata, repr=field.repr)
 
 
 def parse_config(
@@ -110,7 +112,7 @@ def parse_config(
 def as_flags(config: object, names: Sequence[str]) -> list[str]:
     """Return the command line that sets the named fields of another process's configuration.
 
-    Secrets are left out, since everybody on the machine can read it: see `child_environment`.
+    Secrets are left out: see `secret_variables`.
     """
     flags: list[str] = []
     options = {option.name: option for option in options_of(type(config))}
@@ -124,17 +126,20 @@ def as_flags(config: object, names: Sequence[str]) -> list[str]:
     return flags
 
 
-def child_environment(config: object | None = None) -> dict[str, str]:
-    """Return the environment for a child process of ours.
+def child_environment(*, without: Sequence[str] = ()) -> dict[str, str]:
+    """Return the environment for a child process of ours: this one's, without its own file.
 
-    It is this one's without its own file, and with the secrets of `config`.
+    Neither has it the variables of the fields `without`, which are not meant for the child.
     """
-    environment = {k: v for k, v in os.environ.items() if k != CONFIG.variable}
-    for option in options_of(type(config)) if config is not None else ():
-        value = getattr(config, option.name)
-        if option.secret and value is not None:
-            environment[option.variable] = str(value)
-    return environment
+    dropped = {CONFIG.variable, *map(variable_of, without)}
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def secret_variables(config: object, *, without: Sequence[str] = ()) -> dict[str, str]:
+    """Return the environment that hands a configuration's secrets to a child process."""
+    secrets = [one for one in options_of(type(config)) if one.secret and one.name not in without]
+    values = {option.variable: getattr(config, option.name) for option in secrets}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def unknown_variables(

@@ -69,6 +69,7 @@ class Option:
     most: float | None = None
     hidden: bool = False
     secret: bool = False
+    secret_flag: bool = False
 
     @property
     def key(self) -> str:
@@ -81,6 +82,11 @@ class Option:
         return flag_of(self.name)
 
     @property
+    def has_flag(self) -> bool:
+        """Whether it is for the command line, which others on the machine see."""
+        return not self.secret or self.secret_flag
+
+    @property
     def off_flag(self) -> str | None:
         """The flag that switches it off, of a switch that is not itself a `--no-…`."""
         off = self.kind is bool and not self.name.startswith("no_")
@@ -89,11 +95,13 @@ class Option:
     @property
     def variable(self) -> str:
         """Its name in the environment."""
-        return ENV_PREFIX + self.name.upper()
+        return variable_of(self.name)
 
     @property
     def label(self) -> str:
         """How messages name it."""
+        if not self.has_flag:
+            return self.variable
         return f"{self.metavar if self.positional else self.flag} / {self.variable}"
 
     @property
@@ -156,6 +164,11 @@ def options_of(config_class: type) -> list[Option]:
 def flag_of(name: str) -> str:
     """Return a field's flag."""
     return f"--{name.replace('_', '-')}"
+
+
+def variable_of(name: str) -> str:
+    """Return a field's variable."""
+    return ENV_PREFIX + name.upper()
 
 
 def plain(value: object) -> str:

@@ -74,6 +74,10 @@ class ConfigParser(configargparse.ArgumentParser):  # type: ignore[misc]
         self, argv: Sequence[str], environment: Mapping[str, str]
     ) -> tuple[dict[str, Any], bool]:
         """Return the values that are given, and whether they are only to be shown."""
+        flags = {argument.partition("=")[0] for argument in argv}
+        for option in self._options.values():
+            if not option.has_flag and option.flag in flags:
+                raise self.wrong(option, "a secret is not for the command line, which others see")
         namespace, extra = self.parse_known_args(argv, env_vars=environment)
         values = vars(namespace)
         if extra:
@@ -142,7 +146,8 @@ class ConfigParser(configargparse.ArgumentParser):  # type: ignore[misc]
         return args
 
     def _add(self, group: Any, option: Option, **extra: Any) -> None:
-        text = argparse.SUPPRESS if option.hidden else _help(option)
+        shown = option.has_flag and not option.hidden
+        text = _help(option) if shown else argparse.SUPPRESS
         if option.positional:
             nargs = "*" if option.many else "?"
             self._name(
@@ -178,7 +183,7 @@ class ConfigParser(configargparse.ArgumentParser):  # type: ignore[misc]
             several = [o.metavar for o in self._options.values() if o.positional and o.many]
             apart = f"; several {several[0]} stand side by side" if several else ""
             return InvalidConfig(f"unexpected argument {extra[0]!r}{apart}{hint}")
-        keys = [option.key for option in self._options.values() if not option.hidden]
+        keys = [o.key for o in self._options.values() if o.has_flag and not o.hidden]
         near = nearest(flag.strip("-").replace("_", "-"), keys)
         meant = f"; did you mean --{near}?" if near else ""
         return InvalidConfig(f"unknown flag {flag}{meant}{hint}")

@@ -16,6 +16,7 @@ from runtime.config import (
     like,
     option,
     parse_config,
+    secret_variables,
     unknown_variables,
 )
 from runtime.config_option import HOST_PORT
@@ -36,7 +37,7 @@ class Settings:
     aliases: tuple[str, ...] = option((), help="more names, 100%")
     secret_code: int = option(0, help="", hidden=True)
     password: str | None = option(None, help="who knows", secret=True)
-    pin: int = option(1234, help="four digits", secret=True, least=0)
+    pin: int = option(1234, help="four digits", secret=True, secret_flag=True, least=0)
 
     def __post_init__(self) -> None:
         if self.host == self.log_format:
@@ -317,25 +318,45 @@ def test_any_text_survives_being_shown_and_read_back(text, tmp_path_factory):
 
 def test_a_secret_is_shown_nowhere(capsys, file):
     for argv, environment in (
-        (["--password=hunter2"], {}),
-        ([], {"PENSTOCK_PASSWORD": "hunter2"}),
-        (["--config", file("password: hunter2")], {}),
+        (["--pin=777"], {}),
+        ([], {"PENSTOCK_PASSWORD": "777"}),
+        (["--config", file("password: 777")], {}),
     ):
         out = shown(capsys, "--print-config", *argv, **environment)
-        assert "# password: '***'" in out
-        assert "hunter2" not in out
-    assert error("--pin=hunter2") == "--pin / PENSTOCK_PIN: must be an integer no less than 0"
-    assert error("--pasword=hunter2").startswith("unknown flag --pasword; did you mean --password?")
-    assert "hunter2" not in error("--config", file("pasword: hunter2"))
-    assert "hunter2" not in error("--config", file("password: [hunter2"))
+        assert "***" in out
+        assert "777" not in out
+        assert "777" not in repr(parse(*argv, **environment)[0])
+    assert "777" not in error("--pin=x777")
+    assert "777" not in error("--pim=777")
+    assert "777" not in error("--config", file("pasword: 777"))
+    assert "777" not in error("--config", file("password: [777"))
+
+
+def test_a_secret_is_for_the_command_line_only_where_that_is_said(capsys):
+    assert parse("--pin=7")[0].pin == 7
+    assert error("--password=7").startswith("PENSTOCK_PASSWORD: a secret is not for the command")
+    assert error("--password", "7").startswith("PENSTOCK_PASSWORD: a secret is not for the command")
+    text = shown(capsys, "--help")
+    assert "--pin" in text
+    assert "--password" not in text
 
 
 def test_a_child_gets_secrets_by_its_environment_and_not_by_its_command_line():
-    config, _ = parse("--password=hunter2")
+    config, _ = parse(PENSTOCK_PASSWORD="hunter2")
     assert as_flags(config, ["password", "pin", "host"]) == ["--host=127.0.0.1"]
-    environment = child_environment(config)
-    assert (environment["PENSTOCK_PASSWORD"], environment["PENSTOCK_PIN"]) == ("hunter2", "1234")
-    assert "PENSTOCK_HOST" not in environment
+    assert secret_variables(config) == {
+        "PENSTOCK_PASSWORD": "hunter2",
+        "PENSTOCK_PIN": "1234",
+    }
+    assert secret_variables(config, without=["pin"]) == {"PENSTOCK_PASSWORD": "hunter2"}
+
+
+def test_a_child_has_this_environment_without_the_file_and_what_is_not_for_it(monkeypatch):
+    for name in ("PENSTOCK_CONFIG", "PENSTOCK_PIN", "PENSTOCK_HOST"):
+        monkeypatch.setenv(name, "1")
+    names = {n for n in child_environment(without=["pin"]) if n.startswith("PENSTOCK_")}
+    assert names >= {"PENSTOCK_HOST"}
+    assert not names & {"PENSTOCK_CONFIG", "PENSTOCK_PIN"}
 
 
 def test_help_shows_sections_defaults_units_ranges_variables_and_examples(capsys):
