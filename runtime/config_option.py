@@ -43,7 +43,7 @@ class Form:
     pattern: str
 
 
-HOST_PORT = Form("HOST:PORT", r"(dns:///)?[^\s/]+:\d{1,5}|unix:\S+")
+HOST_PORT = Form("HOST:PORT", r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
