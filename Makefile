@@ -5,7 +5,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --include_imports \
 	--descriptor_set_out=$(1)/inference.binpb --pyi_out=$(1) $(notdir $(wildcard proto/*.proto))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast check proto proto-check fmt bench
+.PHONY: help setup run test fast check proto proto-check docs docs-check fmt bench
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -22,7 +22,7 @@ test: ## run every test, those with the real vLLM engine too; ARGS="..." go to p
 fast: setup ## run the tests that need no real engine
 	$(BIN)/python -m pytest -m "not vllm" $(ARGS)
 
-check: setup proto-check ## lint, formatting, types, import order, generated files, unit tests
+check: setup proto-check docs-check ## lint, formatting, types, import order, generated files, unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,6 +35,13 @@ proto: setup ## compile proto/ into wire/
 proto-check: setup
 	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && $(call PROTOC,"$$made") && \
 	for file in "$$made"/*; do cmp "$$file" wire/$$(basename "$$file") || exit 1; done
+
+docs: setup ## write docs/configuration.md from the code
+	$(BIN)/python -m cli.config_reference docs/configuration.md
+
+docs-check: setup
+	@$(BIN)/python -m cli.config_reference | cmp - docs/configuration.md || \
+	{ echo "docs/configuration.md is not what the code says: run make docs"; exit 1; }
 
 fmt: setup ## format, and fix what can be fixed
 	$(BIN)/ruff format .

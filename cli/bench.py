@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cli.client_options import ClientOptions
 from runtime.config import option, parse_config
 from runtime.errors import InvalidConfig, ModelNotFound, ServingError
+from runtime.options import DAY_S
 
 if TYPE_CHECKING:
     from cli.bench_load import Load
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 _DEFAULT_REQUESTS = 100
 _DEFAULT_CONCURRENCY = 8
 _INTERRUPTED = 130
-_ABOVE_ZERO = ("requests", "concurrency", "rate", "duration_s", "prompt_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,48 +26,57 @@ class BenchConfig(ClientOptions):
     """One measurement."""
 
     requests: int | None = option(
-        None, help=f"requests to send (default {_DEFAULT_REQUESTS}, or no limit with --duration-s)"
+        None, help=f"requests to send (default {_DEFAULT_REQUESTS}, or no limit with --duration-s)",
+        group="Request", least=1,
+    )  # fmt: skip
+    duration_s: float | None = option(
+        None, help="time to go on sending requests", group="Request", unit="s", above=0, most=DAY_S
     )
-    duration_s: float | None = option(None, help="time to go on sending requests", unit="s")
     concurrency: int | None = option(
-        None, help=f"requests at a time, each behind the last (default {_DEFAULT_CONCURRENCY})"
-    )
+        None, help=f"requests at a time, each behind the last (default {_DEFAULT_CONCURRENCY})",
+        group="Request", least=1,
+    )  # fmt: skip
     rate: float | None = option(
         None,
         help="instead of --concurrency: requests per second at random times (a Poisson process), "
         "however long the answers take",
+        group="Request",
+        above=0,
     )
-    prompt_tokens: int = option(128, help="length of a prompt, of random tokens", unit="tokens")
-    max_tokens: int = option(64, help="length of an answer", unit="tokens")
-    warmup_requests: int = option(1, help="requests sent before, one by one, and not counted")
-    seed: int | None = option(None, help="makes the same prompts again (default: new ones)")
-    json: bool = option(False, help="print JSON, for scripts")
-    request_timeout_s: float = option(300.0, help="limit of a whole request; 0 is none", unit="s")
+    prompt_tokens: int = option(
+        128, help="length of a prompt, of random tokens", group="Request", unit="tokens", least=1
+    )
+    max_tokens: int = option(
+        64, help="length of an answer", group="Request", unit="tokens", least=1
+    )
+    warmup_requests: int = option(
+        1, help="requests sent before, one by one, and not counted", group="Request", least=0
+    )
+    seed: int | None = option(
+        None, help="makes the same prompts again (default: new ones)", group="Request"
+    )
+    json: bool = option(False, help="print JSON, for scripts", group="Output")
+    request_timeout_s: float = option(
+        300.0, help="limit of a whole request; 0 is none", group="Request", unit="s", least=0,
+        most=DAY_S,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         ClientOptions.__post_init__(self)
-        for name in _ABOVE_ZERO:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidConfig(f"{name} must be above 0", param=name)
-        if not self.warmup_requests >= 0:
-            raise InvalidConfig("warmup_requests must be at least 0", param="warmup_requests")
         if self.rate is not None and self.concurrency is not None:
             raise InvalidConfig("rate and concurrency: give one", param="rate")
 
 
 def bench(argv: Sequence[str]) -> int:
     """Measure and print; returns 0, or 1 if any request failed."""
-    config, rest = parse_config(
+    config, _ = parse_config(
         BenchConfig,
         argv,
         prog="penstock bench",
         description="A quick load on a KServe server of language models over gRPC. Exits with 1 "
         "if a request failed; Ctrl-C ends it and prints what was measured until then.",
     )
-    if rest:
-        raise InvalidConfig("bench takes no engine arguments behind --")
     import uvloop
 
     from cli.client import connected, sentence

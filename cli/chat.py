@@ -14,11 +14,15 @@ from wire.sampling import Sampling, make_sampling
 class ChatConfig(ClientOptions):
     """One chat."""
 
-    system: str | None = option(None, help="system message", metavar="TEXT")
-    max_tokens: int = option(1024, help="longest answer", unit="tokens")
-    temperature: float | None = option(None, help="0 always takes the likeliest token")
+    system: str | None = option(None, help="system message", group="Request", metavar="TEXT")
+    max_tokens: int = option(1024, help="longest answer", group="Request", unit="tokens", least=1)
+    temperature: float | None = option(
+        None, help="0 always takes the likeliest token", group="Request", least=0, most=2
+    )
     keep: bool = option(
-        False, help="on pipes: all lines are one conversation, instead of each its own"
+        False,
+        help="on pipes: all lines are one conversation, instead of each its own",
+        group="Request",
     )
 
     def __post_init__(self) -> None:
@@ -37,14 +41,12 @@ class ChatConfig(ClientOptions):
 
 def chat(argv: Sequence[str]) -> int:
     """Chat until the user leaves, or the input ends; returns the exit code."""
-    config, rest = parse_config(
+    config, _ = parse_config(
         ChatConfig,
         argv,
         prog="penstock chat",
         description="Talk to a model over gRPC. On pipes every line of the input is a prompt.",
     )
-    if rest:
-        raise InvalidConfig("a chat takes no engine arguments behind --")
     if sys.stdin is None or sys.stdout is None:
         raise InvalidConfig("a chat needs a standard input and a standard output")
     from cli.chat_conversation import Conversation

@@ -1,39 +1,41 @@
 """What the terminal tools' command lines share: where the server is and who asks it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.config import option
+from runtime.config_option import HOST_PORT
 from runtime.errors import InvalidConfig
-from runtime.options import TargetOptions
-
-_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
-
-
-def check_target(target: str) -> None:
-    """Raise InvalidConfig unless `target` is HOST:PORT."""
-    if not _HOST_AND_PORT.fullmatch(target):
-        raise InvalidConfig(f"target must be HOST:PORT, not {target!r}", param="target")
+from runtime.options import DAY_S, TargetOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions(TargetOptions):
     """What every KServe client in the terminal has."""
 
-    target: str = option("127.0.0.1:8001", help="gRPC address of the server", metavar="HOST:PORT")
-    model: str | None = option(None, help="model to ask (default: the server's first one)")
-    api_key: str | None = option(None, help="API key, where the server wants one", metavar="KEY")
-    api_key_file: Path | None = option(None, help="file that holds the API key", metavar="FILE")
-    request_timeout_s: float = option(0.0, help="limit of a whole request; 0 is none", unit="s")
+    target: str = option(
+        "127.0.0.1:8001", help="gRPC address of the server", group="Server", form=HOST_PORT,
+        metavar="HOST:PORT",
+    )  # fmt: skip
+    model: str | None = option(
+        None, help="model to ask (default: the server's first one)", group="Request"
+    )
+    api_key: str | None = option(
+        None, help="API key, where the server wants one", group="Server", metavar="KEY",
+        secret=True, secret_flag=True,
+    )  # fmt: skip
+    api_key_file: Path | None = option(
+        None, help="file that holds the API key", group="Server", metavar="FILE"
+    )
+    request_timeout_s: float = option(
+        0.0, help="limit of a whole request; 0 is none", group="Request", unit="s", least=0,
+        most=DAY_S,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
-        check_target(self.target)
         if self.api_key is not None and self.api_key_file is not None:
             raise InvalidConfig("api_key and api_key_file: give one", param="api_key_file")
-        if not self.request_timeout_s >= 0:
-            raise InvalidConfig("request_timeout_s must be at least 0", param="request_timeout_s")
         _ = self.target_client_tls
 
     def metadata(self) -> dict[str, str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from cli.credentials import open_api_keys, worker_connector
 from cli.options import FrontOptions
 from runtime.config import option, parse_config
-from runtime.errors import InvalidConfig
 from runtime.lifecycle import (
     Stage,
     StopRequest,
@@ -46,19 +45,26 @@ class FrontendConfig(FrontOptions):
         (),
         help="model that will be served: until it has a worker, requests for it get 503 and the "
         "front door is not announced as ready; may be repeated",
+        group="Models",
     )
     worker_tls_ca: Path | None = option(
-        None, help="speak TLS to workers and trust these authorities, in PEM"
+        None, help="speak TLS to workers and trust these authorities, in PEM", group="Security"
     )
-    worker_tls_cert: Path | None = option(None, help="certificate to show workers, in PEM")
-    worker_tls_key: Path | None = option(None, help="private key of --worker-tls-cert, in PEM")
+    worker_tls_cert: Path | None = option(
+        None, help="certificate to show workers, in PEM", group="Security"
+    )
+    worker_tls_key: Path | None = option(
+        None, help="private key of --worker-tls-cert, in PEM", group="Security"
+    )
     worker_tls_server_name: str | None = option(
         None,
         help="name that every worker's certificate must have (default: the host it is reached by)",
+        group="Security",
     )
     share_port: bool = option(
-        False, help="let other processes of this user listen on the same ports (SO_REUSEPORT)"
-    )
+        False, help="let other processes of this user listen on the same ports (SO_REUSEPORT)",
+        group="Listening",
+    )  # fmt: skip
     metrics_from: str | None = option(
         None, help="URL that the HTTP front takes its /metrics from", hidden=True
     )
@@ -69,8 +75,6 @@ class FrontendConfig(FrontOptions):
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         FrontOptions.__post_init__(self)
-        if self.no_http and self.no_grpc:
-            raise InvalidConfig("no_http and no_grpc together leave nothing to serve")
         _ = self.worker_client_tls
 
     @property
@@ -88,14 +92,17 @@ class FrontendConfig(FrontOptions):
 
 def frontend(argv: Sequence[str]) -> int:
     """Run a front door until it is stopped; returns the exit code."""
-    config, rest = parse_config(
+    config, _ = parse_config(
         FrontendConfig,
         argv,
         prog="penstock frontend",
         description="The front door: KServe v2 over gRPC, OpenAI over HTTP.",
+        examples=(
+            "penstock frontend",
+            "penstock frontend --host 0.0.0.0 --expect-model smollm2 --log-format json",
+            "penstock frontend --config front.yaml --print-config",
+        ),
     )
-    if rest:
-        raise InvalidConfig("a front door takes no engine arguments behind --")
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()
     if config.processes > 1:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.credentials import key_to_send, open_api_keys
-from cli.options import HttpOptions
-from runtime.config import option, parse_config
+from cli.options import FrontOptions, HttpOptions
+from runtime.config import like, option, parse_config
+from runtime.config_option import HOST_PORT
 from runtime.errors import InvalidConfig
 from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals, waiting_stage
 from runtime.logs import configure_logging
 from runtime.metrics import set_build_info
+from runtime.options import DAY_S, TargetOptions
 from runtime.ready_file import remove_ready_file, write_ready_file
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
-from runtime.options import TargetOptions
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 2.0
@@ -30,36 +31,41 @@ _CLOSE_S = 2.0
 class GatewayProcessConfig(TargetOptions, HttpOptions):
     """One gateway process."""
 
-    target: str | None = option(None, help="the KServe server: host:port", metavar="HOST:PORT")
-    request_timeout_s: float = option(0.0, help="limit of a whole request; 0 is none", unit="s")
+    target: str | None = option(
+        None, help="the KServe server", group="Discovery", form=HOST_PORT, metavar="HOST:PORT"
+    )
+    request_timeout_s: float = like(FrontOptions, "request_timeout_s")
     keepalive_s: float = option(
         0.0, help="time between pings to the target; 0 is none: other servers may refuse them",
-        unit="s",
+        group="Discovery", unit="s", least=0, most=DAY_S,
     )  # fmt: skip
     target_api_key_file: Path | None = option(
         None,
         help="file whose first line is the API key to send to the target (default: a gateway "
         "without API keys of its own passes its clients' on)",
+        group="Security",
     )
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         HttpOptions.__post_init__(self)
         if not self.target:
-            raise InvalidConfig("a gateway needs --target HOST:PORT", param="target")
+            raise InvalidConfig("a gateway needs a server, HOST:PORT", param="target")
         _ = self.target_client_tls
 
 
 def gateway(argv: Sequence[str]) -> int:
     """Run a gateway until it is stopped; returns the exit code."""
-    config, rest = parse_config(
+    config, _ = parse_config(
         GatewayProcessConfig,
         argv,
         prog="penstock gateway",
         description="The OpenAI front alone, in front of any KServe v2 server of language models.",
+        examples=(
+            "penstock gateway --target 127.0.0.1:8001 --http-port 8080 --metrics-port 0",
+            "penstock gateway --target inference.example:8001 --host 0.0.0.0 --keepalive-s 20",
+        ),
     )
-    if rest:
-        raise InvalidConfig("a gateway takes no engine arguments behind --")
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()
     import uvloop

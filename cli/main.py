@@ -24,7 +24,8 @@ _INSTALL = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `penstock ARGUMENTS`; returns the exit code (docs/operations.md has the table)."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args[:1] == ["--parent-pid"]:
+    is_child = args[:1] == ["--parent-pid"]
+    if is_child:
         from runtime.process import die_with_parent
 
         die_with_parent(int(args[1]))
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"penstock {version('penstock')}")
         return 0
     if args[0] not in _COMMANDS:
-        return _complain(f"there is no command {args[0]!r}; see penstock --help", _USAGE_EXIT)
+        return _complain(_no_command(args[0]), _USAGE_EXIT)
+    if not is_child:
+        _warn_of_unknown_variables(args[0])
     return _run(args[0], args[1:])
 
 
@@ -95,6 +98,22 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
 
     command: Callable[[Sequence[str]], int] = getattr(import_module(f"cli.{name}"), name)
     return command
+
+
+def _warn_of_unknown_variables(command: str) -> None:
+    from cli.config_classes import SETUP_VARIABLES, config_classes
+    from runtime.config import unknown_variables
+
+    for line in unknown_variables(config_classes(command), others=SETUP_VARIABLES):
+        print(f"penstock: warning: {line}", file=sys.stderr)
+
+
+def _no_command(name: str) -> str:
+    from runtime.config_option import nearest
+
+    near = nearest(name, _COMMANDS)
+    hint = f"did you mean {near!r}?" if near else "see penstock --help"
+    return f"there is no command {name!r}; {hint}"
 
 
 def _overview() -> str:

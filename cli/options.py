@@ -8,30 +8,41 @@ from router.policies import POLICIES
 from runtime.config import option
 from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig
-from runtime.options import FleetOptions, ProcessOptions
+from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
 from runtime.supervisor import RestartPolicy
 from server.config import FrontDoorConfig
+
+# What a message size is in gRPC: a signed 32-bit number.
+_MAX_MESSAGE_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions(ProcessOptions):
     """What every process with an HTTP front has."""
 
-    http_port: int = option(8000, help="port of the OpenAI front; 0 picks a free one")
-    max_body_bytes: int = option(16 * 1024 * 1024, help="largest HTTP request", unit="bytes")
+    http_port: int = option(
+        8000, help="port of the OpenAI front; 0 picks a free one", group="Listening",
+        least=0, most=MAX_PORT,
+    )  # fmt: skip
+    max_body_bytes: int = option(
+        16 * 1024 * 1024, help="largest HTTP request", group="Limits", unit="bytes", least=1
+    )
     http_head_timeout_s: float = option(
-        10.0, help="time for an HTTP request's line and headers to arrive; 0 is no limit", unit="s"
-    )
+        10.0, help="time for an HTTP request's line and headers to arrive; 0 is no limit",
+        group="Limits", unit="s", least=0, most=DAY_S,
+    )  # fmt: skip
     http_body_timeout_s: float = option(
-        60.0, help="time for an HTTP request's body to arrive; 0 is no limit", unit="s"
-    )
+        60.0, help="time for an HTTP request's body to arrive; 0 is no limit", group="Limits",
+        unit="s", least=0, most=DAY_S,
+    )  # fmt: skip
     api_keys_file: Path | None = option(
         None,
         help="YAML list of the keys that clients need (name, key or sha256, requests_per_minute, "
         "max_concurrency); read again when it changes. PENSTOCK_API_KEY holds further ones",
+        group="Security",
     )
     api_key: str | None = option(
-        None, help="API keys that clients need, separated by commas", secret=True
+        None, help="API keys that clients need, separated by commas", group="Security", secret=True
     )
 
     @property
@@ -49,53 +60,77 @@ class HttpOptions(ProcessOptions):
 class FrontOptions(FleetOptions, HttpOptions):
     """What every front door has."""
 
-    grpc_port: int = option(8001, help="port of the KServe front; 0 picks a free one")
-    no_http: bool = option(False, help="do not serve the OpenAI front")
-    no_grpc: bool = option(False, help="do not serve the KServe front")
-    discovery: str = option("file", help="where workers are found", choices=KINDS)
+    grpc_port: int = option(
+        8001, help="port of the KServe front; 0 picks a free one", group="Listening",
+        least=0, most=MAX_PORT,
+    )  # fmt: skip
+    no_http: bool = option(False, help="do not serve the OpenAI front", group="Listening")
+    no_grpc: bool = option(False, help="do not serve the KServe front", group="Listening")
+    discovery: str = option(
+        "file", help="where workers are found", group="Discovery", choices=KINDS
+    )
     discovery_path: str | None = option(
-        None, help="folder of file discovery (default: one of the user's)"
+        None, help="folder of file discovery (default: one of the user's)", group="Discovery"
     )
-    max_message_bytes: int = option(-1, help="largest gRPC message; -1 is no limit", unit="bytes")
+    max_message_bytes: int = option(
+        -1, help="largest gRPC message; -1 is no limit", group="Limits", unit="bytes",
+        least=-1, most=_MAX_MESSAGE_BYTES,
+    )  # fmt: skip
     router_policy: str = option(
-        "round-robin", help="how a worker is chosen", choices=tuple(POLICIES)
+        "round-robin", help="how a worker is chosen", group="Routing", choices=tuple(POLICIES)
     )
-    request_timeout_s: float = option(0.0, help="limit of a whole request; 0 is none", unit="s")
+    request_timeout_s: float = option(
+        0.0, help="limit of a whole request; 0 is none", group="Limits", unit="s",
+        least=0, most=DAY_S,
+    )  # fmt: skip
     first_token_timeout_s: float = option(
-        600.0, help="longest wait for a worker's first token; 0 is no limit", unit="s"
-    )
+        600.0, help="longest wait for a worker's first token; 0 is no limit", group="Limits",
+        unit="s", least=0, most=DAY_S,
+    )  # fmt: skip
     token_timeout_s: float = option(
-        120.0, help="longest wait for a worker's next token; 0 is no limit", unit="s"
-    )
+        120.0, help="longest wait for a worker's next token; 0 is no limit", group="Limits",
+        unit="s", least=0, most=DAY_S,
+    )  # fmt: skip
     max_in_flight: int = option(
-        8192, help="most requests in flight or queued; 0 is no limit, as for those below"
+        8192, help="most requests in flight or queued; 0 is no limit", group="Limits", least=0
     )
     worker_concurrency: int = option(
-        0, help="most sequences of one model at a time, for each of its workers"
-    )
+        0, help="most sequences of one model at a time, for each of its workers; 0 is no limit",
+        group="Limits", least=0,
+    )  # fmt: skip
     queue_limit: int = option(
-        64, help="most requests of one model that wait when its workers are busy; 0 refuses all"
-    )
+        64, help="most requests of one model that wait when its workers have no place; 0 is none",
+        group="Limits", least=0,
+    )  # fmt: skip
     queue_timeout_s: float = option(
-        0.0, help="longest wait for a busy model; 0 is no limit", unit="s"
+        0.0, help="longest wait for such a place; 0 is no limit", group="Limits", unit="s",
+        least=0, most=DAY_S,
+    )  # fmt: skip
+    max_tokens_limit: int = option(
+        0, help="most tokens that a request may ask for; 0 is no limit", group="Limits",
+        unit="tokens", least=0,
+    )  # fmt: skip
+    max_choices: int = option(
+        128, help="most answers (n) that a request may ask for; 0 is no limit", group="Limits",
+        least=0,
+    )  # fmt: skip
+    processes: int = option(
+        1, help="front door processes, which share the ports", group="Listening", least=1
     )
-    max_tokens_limit: int = option(0, help="most tokens that a request may ask for", unit="tokens")
-    max_choices: int = option(128, help="most answers (n) that a request may ask for")
-    processes: int = option(1, help="front door processes, which share the ports")
     restart_limit: int = option(
-        5, help="restarts of one child process within the window before all is given up"
-    )
+        5, help="restarts of one child process within the window before all is given up",
+        group="Life cycle", least=0,
+    )  # fmt: skip
     restart_window_s: float = option(
-        600.0, help="window that restarts are counted in; 0 never gives up", unit="s"
-    )
+        600.0, help="window that restarts are counted in; 0 never gives up", group="Life cycle",
+        unit="s", least=0, most=DAY_S,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Raise InvalidConfig naming a field that is out of its range."""
+        """Raise InvalidConfig naming the field that is wrong."""
         HttpOptions.__post_init__(self)
-        for name, least in (("processes", 1), ("restart_limit", 0), ("restart_window_s", 0)):
-            if not getattr(self, name) >= least:
-                raise InvalidConfig(f"{name} must be at least {least}", param=name)
-        FrontDoorConfig(**self.front_door())
+        if self.no_http and self.no_grpc:
+            raise InvalidConfig("--no-http and --no-grpc together leave nothing to serve")
 
     def front_door(self) -> dict[str, Any]:
         """What the front door's own settings share with these."""

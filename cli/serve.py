@@ -48,9 +48,13 @@ class ServeConfig(FrontOptions):
         help="folder, GGUF file, Hugging Face id, or smollm2", metavar="MODEL"
     )
     model_name: tuple[str, ...] = option(
-        (), help="name to serve a model as (default: its own); one per MODEL, in their order"
+        (), help="name to serve a model as (default: its own); one per MODEL, in their order",
+        group="Models",
+    )  # fmt: skip
+    workers: int = option(1, help="workers per model", group="Models", least=1)
+    discovery: str = option(
+        "file", help="how its own processes find each other", group="Discovery", choices=("file",)
     )
-    workers: int = option(1, help="workers per model")
     engine: str = like(WorkerConfig, "engine")
     cache_dir: Path | None = like(WorkerConfig, "cache_dir")
     canary_interval_s: float = like(WorkerConfig, "canary_interval_s")
@@ -73,12 +77,6 @@ class ServeConfig(FrontOptions):
             raise InvalidConfig(
                 f"{len(self.model_name)} names for {len(self.models)} models", param="model_name"
             )
-        if self.workers < 1:
-            raise InvalidConfig("workers must be at least 1", param="workers")
-        if self.discovery != "file":
-            raise InvalidConfig("serve has its own processes: discovery file", param="discovery")
-        if self.no_http and self.no_grpc:
-            raise InvalidConfig("no_http and no_grpc together leave nothing to serve")
 
 
 def _passed_on(child: type, but: set[str]) -> list[str]:
@@ -113,6 +111,12 @@ def serve(argv: Sequence[str]) -> int:
         argv,
         prog="penstock serve",
         description="Front door and workers on this machine. vLLM's own arguments stand behind --.",
+        examples=(
+            "penstock serve smollm2",
+            "penstock serve org/model --workers 2 --model-name chat -- --max-model-len 4096",
+            "penstock serve smollm2 --engine sim --sim-speedup 0 --no-grpc",
+        ),
+        rest_for="vLLM",
     )
     configure_logging(level=config.log_level, log_format=config.log_format)
     config.require_free_ports()

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cli.client_options import check_target
 from runtime.config import option, parse_config
-from runtime.errors import InvalidConfig
+from runtime.config_option import HOST_PORT
 
 _READY, _NOT_READY, _UNREACHABLE = 0, 1, 2
 _WATCHED_EVERY_S = 2.0
@@ -19,27 +18,22 @@ class StatusConfig:
     """One look at a fleet."""
 
     target: str = option(
-        "127.0.0.1:8002", help="status port of the front door", metavar="HOST:PORT"
-    )
-    json: bool = option(False, help="print JSON, for scripts")
-    watch: bool = option(False, help="look again every two seconds, until Ctrl-C")
-
-    def __post_init__(self) -> None:
-        """Raise InvalidConfig naming the field that is wrong."""
-        check_target(self.target)
+        "127.0.0.1:8002", help="status port of the front door", group="Server", form=HOST_PORT,
+        metavar="HOST:PORT",
+    )  # fmt: skip
+    json: bool = option(False, help="print JSON, for scripts", group="Output")
+    watch: bool = option(False, help="look again every two seconds, until Ctrl-C", group="Output")
 
 
 def status(argv: Sequence[str]) -> int:
     """Show the fleet; returns 0 if it is ready, 1 if not, 2 if the front door does not answer."""
-    config, rest = parse_config(
+    config, _ = parse_config(
         StatusConfig,
         argv,
         prog="penstock status",
         description="What a front door serves. Exits with 0 if it is ready, 1 if it is not, and 2 "
         "if it does not answer.",
     )
-    if rest:
-        raise InvalidConfig("status takes no engine arguments behind --")
     if config.json:
         return _follow(config, lambda report: print(json.dumps(report), flush=True))
     from rich.console import Console

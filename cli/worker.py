@@ -15,6 +15,12 @@ def worker(argv: Sequence[str]) -> int:
         argv,
         prog="penstock worker",
         description="One model's engine behind KServe. vLLM's own arguments stand behind --.",
+        examples=(
+            "penstock worker smollm2",
+            "penstock worker org/model --model-name chat -- --max-model-len 4096",
+            "penstock worker smollm2 --engine sim --grpc-port 0 --metrics-port 0",
+        ),
+        rest_for="vLLM",
     )
     configure_logging(level=config.log_level, log_format=config.log_format)
     from worker.main import run_worker

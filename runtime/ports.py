@@ -1,29 +1,35 @@
 """Whether ports are free, before work begins that a taken one would make useless; keeping them."""
 
+import errno
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from runtime.config_option import flag_of
 from runtime.errors import InvalidConfig
 
 _LISTENING = "0A"  # in /proc/net/tcp
 _LOCAL_FIELD, _STATE_FIELD, _INODE_FIELD = 1, 3, 9
 
 
-def require_free_ports(host: str, ports: Mapping[str, int]) -> None:
-    """Raise InvalidConfig naming the first of {field: port} that is taken; 0 is always free."""
-    for field, port in ports.items():
-        if port == 0:
-            continue
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(*found[:3]) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(found[4])
-        except OSError as error:
-            raise _taken(host, port, field, error) from error
+def require_free_port(host: str, port: int, *, port_field: str, host_field: str) -> None:
+    """Raise InvalidConfig naming the flag of the port if it is taken; 0 is always free.
+
+    It names the flag of the host where that is none of this machine's.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(*found[:3]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found[4])
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host's name"
+        raise _refused(host, reason, host_field) from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _refused(host, error.strerror, host_field) from error
+        raise _taken(host, port, port_field, error) from error
 
 
 def hold_port(host: str, port: int, field: str) -> socket.socket:
@@ -46,11 +52,15 @@ def hold_port(host: str, port: int, field: str) -> socket.socket:
 def _taken(host: str, port: int, field: str, error: OSError) -> InvalidConfig:
     pid = _listener(port)
     holder = f" by process {pid}" if pid else ""
-    flag = f"--{field.replace('_', '-')}"
     return InvalidConfig(
-        f"cannot listen on {host}:{port}: {error.strerror}{holder} ({flag}; 0 picks a free one)",
+        f"cannot listen on {host}:{port}: {error.strerror}{holder} "
+        f"({flag_of(field)}; 0 picks a free one)",
         param=field,
     )
+
+
+def _refused(host: str, reason: str | None, field: str) -> InvalidConfig:
+    return InvalidConfig(f"cannot listen on {host}: {reason} ({flag_of(field)})", param=field)
 
 
 def _listener(port: int) -> int | None:

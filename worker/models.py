@@ -118,6 +118,16 @@ def _prepared(source: Path, cache_dir: Path | None, progress: Callable[[str], No
     """
     _require_gguf(source)
     models = (cache_dir or platformdirs.user_cache_path("penstock")) / "models"
+    try:
+        return _converted(source, models, progress)
+    except OSError as error:
+        raise InvalidConfig(
+            f"cannot prepare {source.name} in {models}: {error.strerror or error} (--cache-dir)",
+            param="cache_dir",
+        ) from error
+
+
+def _converted(source: Path, models: Path, progress: Callable[[str], None]) -> Path:
     models.mkdir(parents=True, exist_ok=True)
     key = f"{_UNSAFE.sub('_', source.stem)}-{_digest(source)}-r{RECIPE}"
     target = models / key

@@ -134,19 +134,18 @@ def test_every_command_has_the_same_names_for_the_same_things(command):
         (("serve", "smollm2", "--workers=0", *SIM), {}, "--workers"),
         (("serve", "smollm2", "--model-name=a", "--model-name=b", *SIM), {}, "2 names for 1"),
         (("serve", "smollm2", "--max-model-len=9", *SIM), {}, "behind --"),
-        (("serve", "smollm2", "--no-http", "--no-grpc"), {}, "no_grpc"),
+        (("serve", "smollm2", "--no-http", "--no-grpc"), {}, "--no-grpc"),
         (("serve", "smollm2", *SIM, *FREE, "--", "--max-model-len", "9"), {}, "configuration"),
         (("frontend", "--grpc-port=70000"), {}, "--grpc-port"),
         (("frontend", "--", "--x"), {}, "behind --"),
         (("frontend",), {"PENSTOCK_HTTP_PORT": "http"}, "PENSTOCK_HTTP_PORT"),
         (("frontend", "--router-policy=dice"), {}, "dice"),
         (("frontend", "--config=/nowhere.yaml"), {}, "/nowhere.yaml"),
+        (("frontend", "--host=192.0.2.1"), {}, "--host"),
+        (("frontend", f"--host={'a' * 80}"), {}, "--host"),
+        (("serve", "smollm2", "--cache-dir=/dev/null/x", *SIM, *FREE), {}, "--cache-dir"),
         (("gateway",), {}, "--target"),
-        (
-            ("worker", "no-such-model", "--engine=sim", "--grpc-port=0", FREE[2]),
-            {},
-            "no-such-model",
-        ),
+        (("worker", "no-such-model", *SIM, FREE[0], FREE[2]), {}, "no-such-model"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_names_what_is_wrong(args, environment, named):
@@ -156,6 +155,21 @@ def test_wrong_usage_exits_with_2_and_names_what_is_wrong(args, environment, nam
         assert named in said
         assert said.splitlines()[-1].startswith("penstock: error: ")
         assert "Traceback" not in said
+
+
+def test_print_config_looks_at_no_port_and_no_model():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [*PENSTOCK, "serve", "no-such-model", f"--grpc-port={port}", "--print-config"],
+            capture_output=True,
+            check=True,
+            timeout=20,
+        )
+    assert f"grpc-port: {port}  # --grpc-port\n" in done.stdout.decode()
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize("flag", ["grpc-port", "http-port", "metrics-port"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cli.client_options import ClientOptions
+from runtime.config import parse_config
 from runtime.errors import InvalidConfig
 
 
@@ -33,10 +34,15 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated(key: str, tmp_pat
 
 @pytest.mark.parametrize("target", ["localhost:1", "10.0.0.1:8001", "[::1]:8001", "a.b-c:65535"])
 def test_a_target_is_a_host_and_a_port(target: str) -> None:
-    assert ClientOptions(target=target).target == target
+    assert parsed(f"--target={target}").target == target
 
 
 @pytest.mark.parametrize("target", ["localhost", ":8001", "http://a:1", "a:b", "::1:8001", "a b:1"])
 def test_anything_else_is_refused(target: str) -> None:
     with pytest.raises(InvalidConfig, match="HOST:PORT"):
-        ClientOptions(target=target)
+        parsed(f"--target={target}")
+
+
+def parsed(*argv: str) -> ClientOptions:
+    config, _ = parse_config(ClientOptions, argv, prog="t", description="", environment={})
+    return config

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from runtime.errors import InvalidConfig
-from runtime.ports import hold_port, require_free_ports
+from runtime.ports import hold_port, require_free_port
 
 
 def listener(port: int = 0, *, shared: bool = False) -> socket.socket:
@@ -25,7 +25,7 @@ def port_of(held: socket.socket) -> int:
 
 def test_a_taken_port_is_named_with_its_flag_and_who_has_it():
     with listener() as taken, pytest.raises(InvalidConfig) as caught:
-        require_free_ports("127.0.0.1", {"metrics_port": 0, "http_port": port_of(taken)})
+        require_free_port("127.0.0.1", port_of(taken), port_field="http_port", host_field="host")
     assert caught.value.param == "http_port"
     assert "--http-port" in caught.value.message
     if sys.platform.startswith("linux"):
@@ -64,4 +64,4 @@ def test_a_held_port_is_taken_for_those_who_do_not_share_it_once_somebody_listen
         listener(port_of(held), shared=True),
         pytest.raises(InvalidConfig, match="in use"),
     ):
-        require_free_ports("127.0.0.1", {"http_port": port_of(held)})
+        require_free_port("127.0.0.1", port_of(held), port_field="http_port", host_field="host")
