@@ -149,7 +149,7 @@ class TerminalChat:
     def _stats(self, _: str) -> None:
         last = self._conversation.last
         self._note(f"conversation  {len(self._conversation.messages)} messages")
-        if last is not None:
+        if last is not None and last.text:
             self._note(f"last prompt   {last.prompt_tokens} tokens, {last.cached_tokens} cached")
             self._note(f"last answer   {_figures(last)}")
 

@@ -15,8 +15,8 @@ from runtime.grpc_client import RpcChannel
 from wire.cards import ModelCard
 from wire.pool import rpc_types
 
-# C-core's words, and all that tells a server that is not there from one that went away.
-_NO_CONNECTION = "failed to connect to all addresses"
+# C-core's words, and all that tells a server that cannot be reached from one that went away.
+_UNREACHED = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
 
 
 @contextmanager
@@ -71,6 +71,7 @@ def sentence(error: ServingError, target: str) -> str:
         return "the time for the answer was over before its end"
     if not isinstance(error, WorkerLost):
         return printable(error.message)
-    if error.message.startswith(_NO_CONNECTION):
-        return f"nothing answers at {target}"
+    if error.message.startswith(_UNREACHED):
+        reason = error.message.removesuffix(": OK").rstrip("]").rpartition(": ")[2]
+        return printable(f"cannot connect to {target}: {reason}")
     return printable(f"the answer of {target} broke off: {error.message}")

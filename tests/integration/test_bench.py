@@ -92,7 +92,7 @@ async def test_a_bar_shows_on_a_terminal_how_far_it_is(model_folder):
 
 async def test_what_cannot_be_measured_is_one_line(stack):
     for args, code, complaint in (
-        (["--target=127.0.0.1:9"], 1, "nothing answers at 127.0.0.1:9"),
+        (["--target=127.0.0.1:9"], 1, "cannot connect to 127.0.0.1:9: "),
         (["--model=nope"], 2, "the server has no model 'nope'; it has sim"),
         (["--prompt-tokens=9000"], 2, "prompt_tokens and max_tokens are 9064 together"),
     ):

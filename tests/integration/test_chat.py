@@ -177,8 +177,8 @@ async def test_a_server_that_is_not_there_or_goes_away_is_a_sentence_and_the_cha
     model_folder, tmp_path
 ):
     with chatting(tmp_path, NOBODY) as chat:
-        await chat.wait_for(f"nothing answers at {NOBODY}")
-        await chat.says("hello", f"nothing answers at {NOBODY}")
+        await chat.wait_for(f"cannot connect to {NOBODY}: ")
+        await chat.says("hello", f"cannot connect to {NOBODY}: ")
         assert await chat.leaves() == 0
     slow = SimConfig(timing=SimTiming(step_ms=125))
     async with running_stack(model_folder, sim=slow) as stack:
@@ -230,7 +230,7 @@ async def test_on_pipes_a_question_that_fails_is_told_on_stderr_and_the_next_one
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        ((f"--target={NOBODY}",), f"nothing answers at {NOBODY}"),
+        ((f"--target={NOBODY}",), f"cannot connect to {NOBODY}: "),
         (("--model=nope",), "the server has no model 'nope'; it has sim"),
         (("--request-timeout-s=0.000001",), "the time for the answer was over before its end"),
     ],
@@ -238,7 +238,8 @@ async def test_on_pipes_a_question_that_fails_is_told_on_stderr_and_the_next_one
 async def test_on_pipes_what_cannot_be_asked_exits_with_1_and_one_line(stack, args, complaint):
     code, out, said = await piped("hello\n", f"--target={stack.grpc}", *args)
     assert (code, out) == (1, "")
-    assert said == f"penstock: error: {complaint}\n"
+    assert said.startswith(f"penstock: error: {complaint}")
+    assert len(said.splitlines()) == 1
 
 
 async def test_a_reader_that_goes_away_ends_the_chat_quietly_and_frees_the_engine(slow_stack):
