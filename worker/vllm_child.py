@@ -6,10 +6,9 @@ them is killed.
 
 import multiprocessing
 import os
-import sys
 
 from runtime.process import die_with_parent
-from worker.vllm_logs import OutputLog, log_printed_lines
+from worker.vllm_logs import log_printed_lines
 
 
 def guard_forked_children() -> None:
@@ -40,5 +39,4 @@ def guard_spawned_child() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         die_with_parent(parent.pid)
-        if not isinstance(sys.stderr, OutputLog):
-            log_printed_lines()
+        log_printed_lines()

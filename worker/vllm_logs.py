@@ -87,9 +87,14 @@ class OutputLog(io.TextIOBase):
 
 
 def log_printed_lines() -> None:
-    """Send what this process prints on stderr, such as the trace it ends with, to the log."""
-    sys.stderr = OutputLog(sys.stderr)
-    logging.captureWarnings(True)
+    """Send what this process prints on stderr, such as the trace it ends with, to the log.
+
+    Only where logging is configured as described here: another program's vLLM is left alone.
+    """
+    ours = any(isinstance(it, StartFilter) for h in logging.root.handlers for it in h.filters)
+    if ours and not isinstance(sys.stderr, OutputLog):
+        sys.stderr = OutputLog(sys.stderr)
+        logging.captureWarnings(True)
 
 
 def configure_vllm_logs(folder: Path, causes: StartCauses, *, log_format: str, level: str) -> Path:

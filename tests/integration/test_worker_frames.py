@@ -145,6 +145,13 @@ async def test_a_draining_worker_finishes_what_runs_and_refuses_the_rest(
                 await next_response(ending)
 
 
+async def test_a_withdrawn_worker_is_not_ready_and_still_serves(worker: Worker) -> None:
+    worker.service.withdraw()
+    assert not worker.service.ready
+    assert worker.service.draining
+    assert (await worker.infer(ask())).final
+
+
 async def test_when_the_engine_dies_every_request_gets_one_error(slow_worker: Worker) -> None:
     async with slow_worker.stream(frames=True) as frames, slow_worker.stream() as stream:
         for slot in range(3):
