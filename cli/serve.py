@@ -39,9 +39,9 @@ _CHILD_CLOSE_S = 45.0
 _PROGRESS_S = 5.0
 _LOOK_S = 0.1
 _FRONT_FLAGS = (
-    "host", "grpc_port", "http_port", "metrics_port", "no_http", "no_grpc", "max_body_bytes",
-    "max_message_bytes", "router_policy", "request_timeout_s", "log_level", "log_format",
-    "drain_timeout_s", "tls_cert", "tls_key", "tls_client_ca", "api_keys_file",
+    "host", "grpc_port", "http_port", "metrics_host", "metrics_port", "no_http", "no_grpc",
+    "max_body_bytes", "max_message_bytes", "router_policy", "request_timeout_s", "log_level",
+    "log_format", "drain_timeout_s", "tls_cert", "tls_key", "tls_client_ca", "api_keys_file",
     "http_head_timeout_s", "http_body_timeout_s", "fleet_token_file",
 )  # fmt: skip
 # What concerns clients, while workers are for the front door alone.

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,6 +18,9 @@ from runtime.tls import ClientIdentity, ClientTls
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
+T = TypeVar("T")
+# What grpc.aio puts in the place of a call's status when a write fails.
+_FAILED_WRITE = "Internal error from Core"
 _NOT_CONNECTED = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
 
 
@@ -183,6 +186,8 @@ class ClientStream:
         self._call = call
         self._parse = parse
         self._responses: AsyncIterator[bytes] = call.__aiter__()
+        self._status: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note_status)
         self._tasks = asyncio.TaskGroup()
         self._queue: deque[bytes] = deque()
         self._half_closed = False
@@ -212,7 +217,7 @@ class ClientStream:
         try:
             headers = await self._call.initial_metadata()
             if not headers and self._call.done():
-                await self._raise_end()
+                self._raise_end()
         except asyncio.CancelledError:
             self._raise_if_cancelled_here()
             raise
@@ -227,7 +232,10 @@ class ClientStream:
         try:
             data = await anext(self._responses)
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
+            status = self._status or error
+            if status.code() is grpc.StatusCode.OK:
+                raise StopAsyncIteration from None
+            raise error_of(status) from None
         except asyncio.CancelledError:
             self._raise_if_cancelled_here()
             # grpc has cancelled the call: a later read must not look like its normal end.
@@ -249,19 +257,24 @@ class ClientStream:
         self.cancel()
         await self._tasks.__aexit__(None, None, None)
 
+    def _note_status(self, call: Any) -> None:
+        """Keep the peer's status: a write that fails because of it overwrites it, grpc#36066."""
+        if self._status is None or self._status.details() == _FAILED_WRITE:
+            code, details, trailing = map(
+                _result, (call.code(), call.details(), call.trailing_metadata())
+            )
+            self._status = grpc.aio.AioRpcError(
+                code, grpc.aio.Metadata(), trailing, details=details
+            )
+
     def _raise_if_cancelled_here(self) -> None:
         task = asyncio.current_task()
         if self._cancelled and not (task is not None and task.cancelling()):
             raise Cancelled("the call was cancelled") from None
 
-    async def _raise_end(self) -> None:
-        code = await self._call.code()
-        if code is not grpc.StatusCode.OK:
-            trailing = await self._call.trailing_metadata()
-            details = await self._call.details()
-            raise error_of(
-                grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
-            )
+    def _raise_end(self) -> None:
+        if self._status is not None and self._status.code() is not grpc.StatusCode.OK:
+            raise error_of(self._status)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -282,3 +295,14 @@ class ClientStream:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The call is over; its status reaches the reader.
             self._queue.clear()
+
+
+def _result(finished: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that has nothing to wait for."""
+    try:
+        finished.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finished.close()
+    raise AssertionError("the call is not over")

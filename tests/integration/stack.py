@@ -70,13 +70,13 @@ class Stack:
         return sum(load.running + load.waiting for load in loads)
 
 
-def grpc_server(*services: object, **options: Any) -> GrpcServer:
+def grpc_server(*services: object, port: int = 0, **options: Any) -> GrpcServer:
     return GrpcServer(
         services=services,  # type: ignore[arg-type]
         rpc_types=rpc_types,
         pool=POOL,
         host="127.0.0.1",
-        port=0,
+        port=port,
         **options,
     )
 
@@ -92,11 +92,13 @@ async def running_stack(
     tls: ServerIdentity | None = None,
     worker_server: Mapping[str, Any] | None = None,
     connect: Connect = plain_channel,
+    connected: bool = True,
 ) -> AsyncIterator[Stack]:
     """Start everything, wait until it is ready, and stop it all at the end.
 
     `keys` and `tls` are the front's; `worker_server` are further arguments of the workers' gRPC
-    servers, which `connect` makes the front door's channels to.
+    servers, which `connect` makes the front door's channels to. `connected` false does not wait
+    for the workers to be connected.
     """
     discovery = MemoryDiscovery()
     door = FrontDoor(config or FrontDoorConfig(), discovery, limits=keys, connect=connect)
@@ -115,7 +117,8 @@ async def running_stack(
         address = await server.start()
         stack = Stack(door, address, started, discovery)
         try:
-            await eventually(lambda: sum(len(m.links) for m in door._fleet.models()) == workers)
+            if connected:
+                await eventually(lambda: sum(len(m.links) for m in door._fleet.models()) == workers)
             yield stack
         finally:
             await server.stop(0.0)
