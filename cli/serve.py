@@ -44,8 +44,10 @@ _FRONT_FLAGS = (
     "log_format", "drain_timeout_s", "tls_cert", "tls_key", "tls_client_ca", "api_keys_file",
     "http_head_timeout_s", "http_body_timeout_s", "fleet_token_file",
 )  # fmt: skip
-# What concerns clients, while workers are for the front door alone.
+# Variables that are not meant for these children: workers are for the front door alone, over
+# loopback and without TLS.
 _NOT_FOR_WORKERS = ("tls_cert", "tls_key", "tls_client_ca", "api_key")
+_NOT_FOR_FRONT = ("worker_tls_ca", "worker_tls_cert", "worker_tls_key", "worker_tls_server_name")
 _WORKER_HOST = "127.0.0.1"
 _WORKER_FLAGS = (
     "fleet_token_file", "engine", "cache_dir", "log_level", "log_format", "drain_timeout_s",
@@ -157,7 +159,9 @@ class _Serving:
         self._folder = folder
         self._discovery = config.discovery_path or str(folder / "discovery")
         self._front_ready = folder / "front.json"
-        self._front = self._child("front", self._front_command(), self._front_ready)
+        self._front = self._child(
+            "front", self._front_command(), self._front_ready, without=_NOT_FOR_FRONT
+        )
         self._workers = [
             self._worker(model, number, engine_arguments)
             for model in models

@@ -14,7 +14,7 @@ from runtime.errors import Cancelled, InternalError, ServingError
 from runtime.grpc_errors import error_of
 from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES
 from runtime.grpc_tls import channel_credentials
-from runtime.tls import ClientIdentity, ClientTls
+from runtime.tls import ClientIdentity, ClientPem, ClientTls
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
@@ -77,6 +77,7 @@ class RpcChannel:
         self._call_metadata = call_metadata
         self._options: list[tuple[str, int | str]] = [*channel_args(keepalive_s=keepalive_s)]
         self._files = tls.open() if isinstance(tls, ClientTls) else tls
+        self._pem: ClientPem | None = None
         self._unary: dict[tuple[str, str], tuple[Any, Callable[[bytes], Any]]] = {}
         self._channel = self._open()
 
@@ -137,13 +138,11 @@ class RpcChannel:
     def _open(self) -> grpc.aio.Channel:
         if self._files is None:
             return grpc.aio.insecure_channel(self.address, options=self._options)
-        self._pem = self._files.current
+        self._pem = pem = self._files.current
         options = self._options
-        if self._pem.server_name is not None:
-            options = [*options, ("grpc.ssl_target_name_override", self._pem.server_name)]
-        return grpc.aio.secure_channel(
-            self.address, channel_credentials(self._pem), options=options
-        )
+        if pem.server_name is not None:
+            options = [*options, ("grpc.ssl_target_name_override", pem.server_name)]
+        return grpc.aio.secure_channel(self.address, channel_credentials(pem), options=options)
 
     def _present_channel(self) -> grpc.aio.Channel:
         """Return the channel; a new one where a new connection is due and files have changed."""

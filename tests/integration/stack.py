@@ -28,13 +28,17 @@ class SimWorker:
     """One simulated worker on a port of its own."""
 
     def __init__(
-        self, name: str, card: ModelCard, engine: SimEngine, server: Mapping[str, Any]
+        self,
+        name: str,
+        card: ModelCard,
+        engine: SimEngine,
+        server: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.card = card
         self.engine = engine
         self.service = WorkerService(engine, card)
-        self.server = grpc_server(self.service.service, **server)
+        self.server = grpc_server(self.service.service, **(server or {}))
         self.lease: Lease | None = None
         self.address = ""
 
@@ -108,7 +112,7 @@ async def running_stack(
         for number in range(workers):
             engine = SimEngine(sim or SimConfig())
             card = make_card(model_folder, "sim", engine.info)
-            worker = SimWorker(f"worker-{number}", card, engine, worker_server or {})
+            worker = SimWorker(f"worker-{number}", card, engine, worker_server)
             await worker.start(discovery)
             resources.push_async_callback(worker.stop)
             started.append(worker)
