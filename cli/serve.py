@@ -91,6 +91,8 @@ _FAMILY = {
 }  # fmt: skip
 # What concerns clients, while workers are for the front door alone.
 _NOT_FOR_WORKERS = ("tls_cert", "tls_key", "tls_client_ca", "api_key")
+# Workers listen without TLS.
+_NOT_FOR_FRONT = ("worker_tls_ca", "worker_tls_cert", "worker_tls_key", "worker_tls_server_name")
 _FRONT_FLAGS = _passed_on(FrontOptions, _FAMILY)
 _WORKER_FLAGS = _passed_on(WorkerConfig, {*_FAMILY, *_NOT_FOR_WORKERS, "host", "model_name"})
 
@@ -140,7 +142,9 @@ def serve(argv: Sequence[str]) -> int:
 
     try:
         with held_ports(config) as ports, asyncio.Runner(loop_factory=uvloop.new_event_loop) as run:
-            members = front_members(config, front, ports, folder, _environment(config))
+            members = front_members(
+                config, front, ports, folder, _environment(config, without=_NOT_FOR_FRONT)
+            )
             for model in models:
                 members += _workers(config, model, folder, discovery, engine_arguments)
             family = Family(

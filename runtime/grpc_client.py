@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -14,10 +14,13 @@ from runtime.errors import Cancelled, InternalError, ServingError
 from runtime.grpc_errors import error_of
 from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES
 from runtime.grpc_tls import channel_credentials
-from runtime.tls import ClientIdentity, ClientTls
+from runtime.tls import ClientIdentity, ClientPem, ClientTls
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
+T = TypeVar("T")
+# What grpc.aio puts in the place of a call's status when a write fails.
+_FAILED_WRITE = "Internal error from Core"
 _NOT_CONNECTED = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
 
 
@@ -74,6 +77,7 @@ class RpcChannel:
         self._call_metadata = call_metadata
         self._options: list[tuple[str, int | str]] = [*channel_args(keepalive_s=keepalive_s)]
         self._files = tls.open() if isinstance(tls, ClientTls) else tls
+        self._pem: ClientPem | None = None
         self._unary: dict[tuple[str, str], tuple[Any, Callable[[bytes], Any]]] = {}
         self._channel = self._open()
 
@@ -134,13 +138,11 @@ class RpcChannel:
     def _open(self) -> grpc.aio.Channel:
         if self._files is None:
             return grpc.aio.insecure_channel(self.address, options=self._options)
-        self._pem = self._files.current
+        self._pem = pem = self._files.current
         options = self._options
-        if self._pem.server_name is not None:
-            options = [*options, ("grpc.ssl_target_name_override", self._pem.server_name)]
-        return grpc.aio.secure_channel(
-            self.address, channel_credentials(self._pem), options=options
-        )
+        if pem.server_name is not None:
+            options = [*options, ("grpc.ssl_target_name_override", pem.server_name)]
+        return grpc.aio.secure_channel(self.address, channel_credentials(pem), options=options)
 
     def _present_channel(self) -> grpc.aio.Channel:
         """Return the channel; a new one where a new connection is due and files have changed."""
@@ -183,6 +185,8 @@ class ClientStream:
         self._call = call
         self._parse = parse
         self._responses: AsyncIterator[bytes] = call.__aiter__()
+        self._status: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note_status)
         self._tasks = asyncio.TaskGroup()
         self._queue: deque[bytes] = deque()
         self._half_closed = False
@@ -212,7 +216,7 @@ class ClientStream:
         try:
             headers = await self._call.initial_metadata()
             if not headers and self._call.done():
-                await self._raise_end()
+                self._raise_end()
         except asyncio.CancelledError:
             self._raise_if_cancelled_here()
             raise
@@ -227,7 +231,10 @@ class ClientStream:
         try:
             data = await anext(self._responses)
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
+            status = self._status or error
+            if status.code() is grpc.StatusCode.OK:
+                raise StopAsyncIteration from None
+            raise error_of(status) from None
         except asyncio.CancelledError:
             self._raise_if_cancelled_here()
             # grpc has cancelled the call: a later read must not look like its normal end.
@@ -253,19 +260,24 @@ class ClientStream:
     ) -> None:
         await self.aclose()
 
+    def _note_status(self, call: Any) -> None:
+        """Keep the peer's status: a write that fails because of it overwrites it, grpc#36066."""
+        if self._status is None or self._status.details() == _FAILED_WRITE:
+            code, details, trailing = map(
+                _result, (call.code(), call.details(), call.trailing_metadata())
+            )
+            self._status = grpc.aio.AioRpcError(
+                code, grpc.aio.Metadata(), trailing, details=details
+            )
+
     def _raise_if_cancelled_here(self) -> None:
         task = asyncio.current_task()
         if self._cancelled and not (task is not None and task.cancelling()):
             raise Cancelled("the call was cancelled") from None
 
-    async def _raise_end(self) -> None:
-        code = await self._call.code()
-        if code is not grpc.StatusCode.OK:
-            trailing = await self._call.trailing_metadata()
-            details = await self._call.details()
-            raise error_of(
-                grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
-            )
+    def _raise_end(self) -> None:
+        if self._status is not None and self._status.code() is not grpc.StatusCode.OK:
+            raise error_of(self._status)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -286,3 +298,14 @@ class ClientStream:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The call is over; its status reaches the reader.
             self._queue.clear()
+
+
+def _result(finished: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that has nothing to wait for."""
+    try:
+        finished.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finished.close()
+    raise AssertionError("the call is not over")

@@ -34,6 +34,9 @@ CALLS_IN_FLIGHT = Gauge("penstock_grpc_calls_in_flight", "Rpcs whose handlers ru
 # RFC 9113 section 6.5.2: what each header field counts beyond its name and value.
 _HEADER_OVERHEAD_BYTES = 32
 
+# Clients on grpc.aio lose a status that comes while they write their first message (grpc#36066).
+_REFUSAL_DELAY_S = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class _Method:
@@ -94,6 +97,7 @@ class Dispatch:
         """Return a handler that ends a call with `error` and reads none of its messages."""
 
         async def fail() -> None:
+            await asyncio.sleep(_REFUSAL_DELAY_S)
             raise error
 
         async def serve(_: AsyncIterator[bytes], context: Context[Any, Any]) -> None:

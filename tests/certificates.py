@@ -2,11 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import trustme
 
 from runtime.tls import ClientTls, ServerTls
+
+_PAST = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 def replace(file: Path, data: bytes) -> None:
@@ -23,9 +26,9 @@ class Identity:
     cert: Path
     key: Path
 
-    def renew(self, authority: "Authority", *names: str) -> None:
+    def renew(self, authority: "Authority", *names: str, expired: bool = False) -> None:
         """Replace both files by new ones."""
-        issued = authority.issue(*names)
+        issued = authority.issue(*names, expired=expired)
         replace(self.key, issued.private_key_pem.bytes())
         replace(self.cert, b"".join(part.bytes() for part in issued.cert_chain_pems))
 
@@ -43,8 +46,10 @@ class Authority:
     def pem(self) -> bytes:
         return self._made.cert_pem.bytes()
 
-    def issue(self, *names: str) -> trustme.LeafCert:
-        return self._made.issue_cert(*(names or ("localhost", "127.0.0.1")))
+    def issue(self, *names: str, expired: bool = False) -> trustme.LeafCert:
+        return self._made.issue_cert(
+            *(names or ("localhost", "127.0.0.1")), not_after=_PAST if expired else None
+        )
 
     def identity(self, label: str, *names: str) -> Identity:
         made = Identity(

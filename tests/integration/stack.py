@@ -28,13 +28,17 @@ class SimWorker:
     """One simulated worker on a port of its own."""
 
     def __init__(
-        self, name: str, card: ModelCard, engine: SimEngine, server: Mapping[str, Any]
+        self,
+        name: str,
+        card: ModelCard,
+        engine: SimEngine,
+        server: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.card = card
         self.engine = engine
         self.service = WorkerService(engine, card)
-        self.server = grpc_server(self.service.service, **server)
+        self.server = grpc_server(self.service.service, **(server or {}))
         self.lease: Lease | None = None
         self.address = ""
 
@@ -70,13 +74,13 @@ class Stack:
         return sum(load.running + load.waiting for load in loads)
 
 
-def grpc_server(*services: object, **options: Any) -> GrpcServer:
+def grpc_server(*services: object, port: int = 0, **options: Any) -> GrpcServer:
     return GrpcServer(
         services=services,  # type: ignore[arg-type]
         rpc_types=rpc_types,
         pool=POOL,
         host="127.0.0.1",
-        port=0,
+        port=port,
         **options,
     )
 
@@ -92,11 +96,13 @@ async def running_stack(
     tls: ServerIdentity | None = None,
     worker_server: Mapping[str, Any] | None = None,
     connect: Connect = plain_channel,
+    connected: bool = True,
 ) -> AsyncIterator[Stack]:
     """Start everything, wait until it is ready, and stop it all at the end.
 
     `keys` and `tls` are the front's; `worker_server` are further arguments of the workers' gRPC
-    servers, which `connect` makes the front door's channels to.
+    servers, which `connect` makes the front door's channels to. `connected` false does not wait
+    for the workers to be connected.
     """
     discovery = MemoryDiscovery()
     door = FrontDoor(config or FrontDoorConfig(), discovery, limits=keys, connect=connect)
@@ -106,7 +112,7 @@ async def running_stack(
         for number in range(workers):
             engine = SimEngine(sim or SimConfig())
             card = make_card(model_folder, "sim", engine.info)
-            worker = SimWorker(f"worker-{number}", card, engine, worker_server or {})
+            worker = SimWorker(f"worker-{number}", card, engine, worker_server)
             await worker.start(discovery)
             resources.push_async_callback(worker.stop)
             started.append(worker)
@@ -115,7 +121,8 @@ async def running_stack(
         address = await server.start()
         stack = Stack(door, address, started, discovery)
         try:
-            await eventually(lambda: sum(len(m.links) for m in door._fleet.models()) == workers)
+            if connected:
+                await eventually(lambda: sum(len(m.links) for m in door._fleet.models()) == workers)
             yield stack
         finally:
             await server.stop(0.0)

@@ -9,16 +9,21 @@ import httpx2
 import openai
 import pytest
 import tritonclient.grpc.aio as triton
+from tenacity import AsyncRetrying, wait_fixed
 from tritonclient.utils import InferenceServerException
 
 from gateway_http.app import create_app
 from gateway_http.config import GatewayConfig
 from gateway_http.http_server import HttpServer
-from runtime.tls import ServerTls
+from runtime.errors import WorkerLost
+from runtime.grpc_client import RpcChannel
+from runtime.tls import ClientTls, ServerTls
 from tests.certificates import Authority, Identity, replace
 from tests.contracts.scripted_backend import ScriptedBackend
 from tests.integration.gateway_client import WAIT_S, openai_for, serving
 from tests.integration.stack import running_stack
+from wire import inference_pb2 as pb
+from wire.pool import KSERVE, rpc_types
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
@@ -105,6 +110,31 @@ async def test_changed_certificates_and_authorities_hold_for_new_connections_onl
             rest = [line async for line in lines]
         assert "data: [DONE]" in rest
         assert (await http.get("/live")).status_code == 200  # on the connection of before
+
+
+async def test_an_expired_certificate_is_replaced_without_a_restart(
+    model_folder: Path, one: Authority
+) -> None:
+    tls, files = one.server()
+    files.renew(one, expired=True)
+    sim = SimConfig(timing=SimTiming(speedup=0))
+    async with (
+        asyncio.timeout(40),
+        running_stack(model_folder, sim=sim, tls=tls.open()) as stack,
+        serving(stack.door.backend, tls=tls.open(), verify=trusting(one)) as http,
+    ):
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types, tls=ClientTls(ca=one.file))
+        with pytest.raises(httpx2.ConnectError, match="expired"):
+            await http.get("/live")
+        assert not await channel.is_serving(timeout_s=WAIT_S)
+        with pytest.raises(WorkerLost):
+            await channel.unary(KSERVE, "ServerLive", pb.ServerLiveRequest(), timeout_s=WAIT_S)
+        files.renew(one)
+        assert (await http.get("/live")).status_code == 200
+        async for attempt in AsyncRetrying(wait=wait_fixed(0.05)):
+            with attempt:
+                await channel.unary(KSERVE, "ServerLive", pb.ServerLiveRequest(), timeout_s=WAIT_S)
+        await channel.close()
 
 
 async def test_a_client_of_a_former_authority_cannot_resume_its_session(
