@@ -15,7 +15,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 ENV_PREFIX = "PENSTOCK_"
 # The sections of `--help`, in their order.
 Group = Literal[
+    "Server",
     "Models",
+    "Answers",
+    "Load",
+    "Output",
     "Listening",
     "Discovery",
     "Routing",
