@@ -8,7 +8,7 @@ from runtime.config_option import Form, flag_of
 from runtime.errors import InvalidConfig
 from runtime.logs import FORMATS, LEVELS
 from runtime.metrics import PREFIX
-from runtime.ports import require_free_port
+from runtime.ports import require_free_ports
 
 MAX_PORT = 65535
 _METRIC_NAME = Form("letters, digits and _, no digit first", "[a-zA-Z_][a-zA-Z0-9_]*")
@@ -69,7 +69,7 @@ class ProcessOptions:
         for field, (host, port) in self._places().items():
             of_metrics = self.metrics_host and field == "metrics_port"
             host_field = "metrics_host" if of_metrics else "host"
-            require_free_port(host, port, port_field=field, host_field=host_field)
+            require_free_ports(host, {field: port}, host_field=host_field)
 
     def _places(self) -> dict[str, tuple[str, int]]:
         """Where this process listens, by the field of the port."""

@@ -1,34 +1,38 @@
-"""A look whether a port is free, before work begins that a taken one would make useless."""
+"""A look whether ports are free, before work begins that a taken one would make useless."""
 
 import errno
 import socket
+from collections.abc import Mapping
 
 from runtime.config_option import flag_of
 from runtime.errors import InvalidConfig
 
 
-def require_free_port(host: str, port: int, *, port_field: str, host_field: str) -> None:
-    """Raise InvalidConfig naming the flag of the port if it is taken; 0 is always free.
+def require_free_ports(host: str, ports: Mapping[str, int], *, host_field: str = "host") -> None:
+    """Raise InvalidConfig naming the first of {field: port} that is taken; 0 is always free.
 
-    It names the flag of the host where that is none of this machine's.
+    It names `host_field` where the host is none of this machine's.
     """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(*found[:3]) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(found[4])
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a host's name"
-        raise _refused(host, reason, host_field) from error
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise _refused(host, error.strerror, host_field) from error
-        raise InvalidConfig(
-            f"cannot listen on {host}:{port}: {error.strerror} "
-            f"({flag_of(port_field)}; 0 picks a free one)",
-            param=port_field,
-        ) from error
+    for field, port in ports.items():
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(*found[:3]) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(found[4])
+        except UnicodeError as error:
+            raise _foreign(host, host_field, "not a host's name") from error
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise _foreign(host, host_field, error.strerror) from error
+            raise _taken(host, port, field, error) from error
 
 
-def _refused(host: str, reason: str | None, field: str) -> InvalidConfig:
+def _foreign(host: str, field: str, reason: str | None) -> InvalidConfig:
     return InvalidConfig(f"cannot listen on {host}: {reason} ({flag_of(field)})", param=field)
+
+
+def _taken(host: str, port: int, field: str, error: OSError) -> InvalidConfig:
+    return InvalidConfig(
+        f"cannot listen on {host}:{port}: {error.strerror} ({flag_of(field)}; 0 picks a free one)",
+        param=field,
+    )
