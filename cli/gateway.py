@@ -32,12 +32,12 @@ class GatewayProcessConfig(TargetOptions, HttpOptions):
     """One gateway process."""
 
     target: str | None = option(
-        None, help="the KServe server", group="Discovery", form=HOST_PORT, metavar="HOST:PORT"
+        None, help="the KServe server", group="Server", form=HOST_PORT, metavar="HOST:PORT"
     )
     request_timeout_s: float = like(FrontOptions, "request_timeout_s")
     keepalive_s: float = option(
         0.0, help="time between pings to the target; 0 is none: other servers may refuse them",
-        group="Discovery", unit="s", least=0, most=DAY_S,
+        group="Server", unit="s", least=0, most=DAY_S,
     )  # fmt: skip
     target_api_key_file: Path | None = option(
         None,

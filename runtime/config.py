@@ -23,7 +23,6 @@ from runtime.errors import InvalidConfig
 # What Kubernetes puts into each container for each Service: one called penstock-grpc becomes
 # PENSTOCK_GRPC_PORT=tcp://…, which is no port number of ours.
 _SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
-_YAML_END = "...\n"
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 T = TypeVar("T")
 
@@ -191,10 +190,11 @@ def _shown(option: Option, config: object, source: str) -> str:
     value = getattr(config, option.name)
     if option.hidden and source == "default":
         return ""
-    if option.secret and value:
+    if option.secret and value not in (None, ()):
         return f"# {option.key}: '***'  # {source}\n"
     if isinstance(value, tuple):
         value = list(value)
     value = str(value) if isinstance(value, Path) else value
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
-    return f"{option.key}: {text.removesuffix(_YAML_END).rstrip()}  # {source}\n"
+    text = text.removesuffix("...\n").removesuffix("\n")
+    return f"{option.key}: {text}  # {source}\n"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gateway_http.openai import Origin, chat_request, decode_body
+from gateway_http.openai import chat_request, decode_body
+from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest
 from wire.generate import GenerateRequest
@@ -33,7 +34,7 @@ def decoded(place: str, value: str) -> GenerateRequest:
     fields[place] = PLACES.get(place, f'"{place}": VALUE')
     body = "{" + ", ".join(['"model": "m"', *fields.values()]) + "}"
     parsed = decode_body(body.replace("VALUE", value).encode(), ChatCompletionRequest)
-    return chat_request(parsed, Origin(request_id="x"))
+    return chat_request(parsed, Origin(request_id="x", endpoint="/v1/test"))
 
 
 @pytest.mark.parametrize("nested", [lists, objects])

@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime.config import (
@@ -308,6 +308,7 @@ def test_what_is_shown_is_a_file_for_the_same_configuration(capsys, file):
 
 
 @settings(max_examples=30, deadline=None)
+@example(text="a\xa0")
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip))
 def test_any_text_survives_being_shown_and_read_back(text, tmp_path_factory):
     @dataclass(frozen=True, slots=True, kw_only=True)
