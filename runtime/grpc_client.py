@@ -185,7 +185,7 @@ class ClientStream:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        self._tasks.create_task(self._write())
+        self._writer = self._tasks.create_task(self._write())
         return self
 
     async def __aexit__(
@@ -195,6 +195,8 @@ class ClientStream:
         trace: TracebackType | None,
     ) -> None:
         self.cancel()
+        # A write waits for the connection, and in grpc.aio goes on waiting when the call is over.
+        self._writer.cancel()
         await self._tasks.__aexit__(None, None, None)
 
     def _raise_if_cancelled_here(self) -> None:
