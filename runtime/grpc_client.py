@@ -192,6 +192,7 @@ class ClientStream:
         self._half_closed = False
         self._cancelled = False
         self._waiter: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
 
     def send(self, message: Any) -> None:
         """Queue one request message (a protobuf message, or its bytes); never blocks."""
@@ -209,7 +210,9 @@ class ClientStream:
         """End the call now; a consumer gets Cancelled."""
         self._cancelled = True
         self._call.cancel()
-        self._wake()
+        # A write waits for the connection, and in grpc.aio goes on waiting when the call is over.
+        if self._writer is not None:
+            self._writer.cancel()
 
     async def initial_metadata(self) -> dict[str, str]:
         """Wait for the response headers; raises ServingError if the call failed without any."""
@@ -249,7 +252,7 @@ class ClientStream:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        self._tasks.create_task(self._write())
+        self._writer = self._tasks.create_task(self._write())
         return self
 
     async def __aexit__(

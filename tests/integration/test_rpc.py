@@ -1,6 +1,7 @@
 """Single rpcs through runtime's gRPC server and client, over real sockets."""
 
 import asyncio
+import socket
 from typing import Any
 
 import grpc
@@ -196,6 +197,28 @@ async def test_a_cancelled_consumer_cancels_the_call():
         with pytest.raises(Cancelled):
             await anext(stream)
         await probe.cancelled.wait()
+
+
+async def test_a_consumer_that_is_cancelled_before_there_is_a_connection_ends_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        channel = RpcChannel(f"127.0.0.1:{silent.getsockname()[1]}", rpc_types=rpc_types)
+        began = asyncio.Event()
+
+        async def consume() -> None:
+            async with channel.stream(NAME, "ModelStreamInfer") as stream:
+                stream.send(ModelInferRequest())
+                began.set()
+                async for _ in stream:
+                    pass
+
+        consumer = asyncio.ensure_future(consume())
+        await began.wait()
+        await asyncio.sleep(0)  # the writer's first step
+        consumer.cancel()
+        done, _ = await asyncio.wait([consumer], timeout=10)
+        await channel.close()
+    assert done
+    assert consumer.cancelled()
 
 
 async def test_deadlines_hold_on_both_sides():
