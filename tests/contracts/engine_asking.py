@@ -10,7 +10,7 @@ from wire.sampling import Sampling
 from wire.tokens import FinishReason, TokenDelta, TokenRequest
 from worker.engine import Engine
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Collected:

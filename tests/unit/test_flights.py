@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 
@@ -26,9 +25,9 @@ class Kept:
         self.errors.append(error)
 
 
-def asked(max_tokens: int = 5000, **fields: Any) -> TokenRequest:
+def asked(max_tokens: int = 5000, token_id: int = 1) -> TokenRequest:
     sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
-    return TokenRequest(**({"request_id": "a", "token_ids": [1], "sampling": sampling} | fields))
+    return TokenRequest(request_id="a", token_ids=[token_id], sampling=sampling)
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ async def test_every_request_is_counted_once_by_its_outcome(flights: Flights) ->
     flights.begin(asked(), Kept(), None).cancel()
     flights.begin(asked(), Kept(), time.monotonic() + 0.01)
     with pytest.raises(InvalidRequest):
-        flights.begin(asked(token_ids=[-1]), Kept(), None)
+        flights.begin(asked(token_id=-1), Kept(), None)
     async with asyncio.timeout(10):
         await flights.wait_idle()
     flights.draining = True
