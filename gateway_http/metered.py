@@ -62,11 +62,13 @@ class MeteredBackend:
         record.admitted(request.model if request.model in self._models else UNKNOWN_MODEL)
         async with aclosing(deltas):
             async for delta in deltas:
-                if record.first_s is None:
+                if record.model == UNKNOWN_MODEL:
                     self._models.add(request.model)
                     record.known_as(request.model)
-                first_choice = any(choice.index == 0 for choice in delta.choices)
-                record.token(time.monotonic(), first_choice=first_choice)
+                # A whole answer comes at once: when its first token was made is not seen here.
+                if request.stream:
+                    first_choice = any(choice.index == 0 for choice in delta.choices)
+                    record.token(time.monotonic(), first_choice=first_choice)
                 record.output_tokens += sum(len(choice.token_ids) for choice in delta.choices)
                 if delta.usage is not None:
                     record.input_tokens = delta.usage.prompt_tokens
