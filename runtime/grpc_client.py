@@ -9,13 +9,16 @@ from typing import Any, Self
 import grpc
 from google.protobuf.message import DecodeError
 
-from runtime.errors import Cancelled, InternalError
+from runtime.errors import Cancelled, DeadlineExceeded, InternalError, ServingError, WorkerLost
 from runtime.grpc_errors import error_of
 from runtime.grpc_tls import channel_credentials
 from runtime.tls import ClientTls
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
+# What grpc.aio says, in place of the call's status, when it wrote to a call that had just ended
+# (github.com/grpc/grpc/issues/36066).
+_STATUS_LOST = "Internal error from Core"
 _NOT_CONNECTED = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
 
 
@@ -160,8 +163,8 @@ class RpcChannel:
 class ClientStream:
     """One streaming call: `async with channel.stream(...) as stream`.
 
-    Leaving the block cancels the call if it still runs and waits for the writer. A consumer that
-    is cancelled while it waits for a message cancels the call.
+    Leaving the block cancels the call if it still runs, connected or not. A consumer that is
+    cancelled while it waits for a message cancels the call.
     """
 
     def __init__(
@@ -214,7 +217,7 @@ class ClientStream:
         try:
             data = await anext(self._responses)
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
+            raise self._end_of(error) from None
         except asyncio.CancelledError:
             self._raise_if_cancelled_here()
             # grpc has cancelled the call: a later read must not look like its normal end.
@@ -224,7 +227,7 @@ class ClientStream:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        self._tasks.create_task(self._write())
+        self._writer = self._tasks.create_task(self._write())
         return self
 
     async def __aexit__(
@@ -234,6 +237,8 @@ class ClientStream:
         trace: TracebackType | None,
     ) -> None:
         self.cancel()
+        # A write that waits for the connection does not notice that its call was cancelled.
+        self._writer.cancel()
         await self._tasks.__aexit__(None, None, None)
 
     def _raise_if_cancelled_here(self) -> None:
@@ -246,9 +251,16 @@ class ClientStream:
         if code is not grpc.StatusCode.OK:
             trailing = await self._call.trailing_metadata()
             details = await self._call.details()
-            raise error_of(
+            raise self._end_of(
                 grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
             )
+
+    def _end_of(self, error: grpc.aio.AioRpcError) -> ServingError:
+        if error.details() != _STATUS_LOST:
+            return error_of(error)
+        if self._call.time_remaining() == 0:
+            return DeadlineExceeded("the deadline passed while a request was being sent")
+        return WorkerLost("the call ended while a request was being sent")
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
