@@ -175,8 +175,8 @@ class RpcChannel:
 class ClientStream:
     """One streaming call: `async with channel.stream(...) as stream`.
 
-    Leaving the block cancels the call if it still runs and waits for the writer. A consumer that
-    is cancelled while it waits for a message cancels the call.
+    Leaving the block cancels the call if it still runs, connected or not. A consumer that is
+    cancelled while it waits for a message cancels the call.
     """
 
     def __init__(

@@ -20,7 +20,13 @@ from prometheus_client import REGISTRY, make_wsgi_app
 
 from runtime.errors import InvalidConfig
 from runtime.logs import LEVELS, log_level, set_log_level
-from runtime.metrics import EVENT_LOOP_LAG, PREFIX, Collecting, PrefixedRegistry
+from runtime.metrics import (
+    EVENT_LOOP_LAG,
+    EVENT_LOOP_TASKS,
+    PREFIX,
+    Collecting,
+    PrefixedRegistry,
+)
 
 _LOG = logging.getLogger(__name__)
 StartResponse = Callable[..., Any]
@@ -140,7 +146,10 @@ def _log_level(
 
 
 class LoopPulse:
-    """Looks once a second whether the event loop turns, and how late; any thread may ask."""
+    """Looks once a second whether the event loop turns, and how late; any thread may ask.
+
+    From `start` on the metric of the loop's tasks counts those of this loop.
+    """
 
     def __init__(self, hung_s: float) -> None:
         self._hung_s = hung_s
@@ -149,6 +158,8 @@ class LoopPulse:
 
     def start(self) -> None:
         """Begin, on the running event loop."""
+        loop = asyncio.get_running_loop()
+        EVENT_LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         self._beat(None)
 
     def _beat(self, due_s: float | None) -> None:

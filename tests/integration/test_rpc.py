@@ -232,3 +232,25 @@ async def test_deadlines_hold_on_both_sides():
                 await anext(stream)
         await probe.cancelled.wait()
     assert probe.left
+
+
+async def test_a_deadline_that_passes_while_a_client_sends_is_a_deadline():
+    async with running() as (_, _, channel):
+        for attempt in range(100):
+            timeout_s = 0.0005 * (attempt % 8)
+            async with channel.stream(NAME, "ModelStreamInfer", timeout_s=timeout_s) as stream:
+                for _ in range(5):
+                    stream.send(ModelInferRequest(id="hold"))
+                with pytest.raises(DeadlineExceeded):
+                    _ = [message async for message in stream]
+
+
+async def test_a_stream_can_be_left_before_the_server_has_answered_the_connection():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(10)
+        channel = RpcChannel(f"127.0.0.1:{silent.getsockname()[1]}", rpc_types=rpc_types)
+        async with asyncio.timeout(10), channel.stream(NAME, "ModelStreamInfer") as stream:
+            stream.send(ModelInferRequest(id="never"))
+            connection, _ = await asyncio.to_thread(silent.accept)
+        connection.close()
+        await channel.close()

@@ -122,6 +122,20 @@ async def test_the_lag_of_the_event_loop_is_measured(url):
     await eventually(lambda: measured() > before)
 
 
+async def test_the_tasks_of_the_event_loop_are_counted_when_asked_for(url):
+    def counted() -> float:
+        return REGISTRY.get_sample_value("penstock_event_loop_tasks") or 0.0
+
+    before = counted()
+    end = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(end.wait())
+        assert await asyncio.to_thread(counted) == before + 5
+        end.set()
+    assert counted() == before
+
+
 async def test_other_paths_are_not_found(url):
     assert (await get(url + "/"))[0] == 404
 
