@@ -53,7 +53,7 @@ class BenchConfig(ClientOptions):
         1, help="requests sent before, one by one, and not counted", group="Request", least=0
     )
     seed: int | None = option(
-        None, help="makes the same prompts again (default: new ones)", group="Request"
+        None, help="makes the same prompts again (default: new ones)", group="Request", least=0
     )
     json: bool = option(False, help="print JSON, for scripts", group="Output")
     request_timeout_s: float = option(
@@ -76,6 +76,10 @@ def bench(argv: Sequence[str]) -> int:
         prog="penstock bench",
         description="A quick load on a KServe server of language models over gRPC. Exits with 1 "
         "if a request failed; Ctrl-C ends it and prints what was measured until then.",
+        examples=(
+            "penstock bench --requests 200 --concurrency 16",
+            "penstock bench --target 10.0.0.7:8001 --rate 4 --duration-s 60 --json",
+        ),
     )
     import uvloop
 

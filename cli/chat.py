@@ -46,6 +46,10 @@ def chat(argv: Sequence[str]) -> int:
         argv,
         prog="penstock chat",
         description="Talk to a model over gRPC. On pipes every line of the input is a prompt.",
+        examples=(
+            "penstock chat",
+            "penstock chat --target 10.0.0.7:8001 --model smollm2 --max-tokens 200",
+        ),
     )
     if sys.stdin is None or sys.stdout is None:
         raise InvalidConfig("a chat needs a standard input and a standard output")

@@ -66,10 +66,13 @@ class FrontendConfig(FrontOptions):
         group="Listening",
     )  # fmt: skip
     metrics_from: str | None = option(
-        None, help="URL that the HTTP front takes its /metrics from", hidden=True
+        None, help="URL that the HTTP front takes its /metrics from", group="Listening", hidden=True
     )
     status_file: Path | None = option(
-        None, help="file to write the addresses to as soon as they listen", hidden=True
+        None,
+        help="file to write the addresses to as soon as they listen",
+        group="Life cycle",
+        hidden=True,
     )
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ def status(argv: Sequence[str]) -> int:
         prog="penstock status",
         description="What a front door serves. Exits with 0 if it is ready, 1 if it is not, and 2 "
         "if it does not answer.",
+        examples=("penstock status --watch", "penstock status --target 10.0.0.7:8002 --json"),
     )
     if config.json:
         return _follow(config, lambda report: print(json.dumps(report), flush=True))
