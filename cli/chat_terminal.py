@@ -4,16 +4,16 @@ import asyncio
 import re
 import shutil
 import sys
-import termios
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.formatted_text import FormattedText
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from rich.console import Console
 
 from cli.chat_conversation import Answer, Conversation
@@ -59,12 +59,14 @@ class TerminalChat:
             prompt_continuation="  ",
             completer=WordCompleter([*self._commands], sentence=True),
             complete_while_typing=False,
+            enable_suspend=True,
         )
         self._left = False
 
     def run(self) -> int:
         """Chat until the user leaves; returns the exit code."""
-        with _no_echo():
+        # Throughout, so that no key is lost, echoed or made a signal between prompt and answer.
+        with self._session.app.input.raw_mode():
             self._greet()
             while not self._left:
                 try:
@@ -159,14 +161,28 @@ class TerminalChat:
     def _await(self, asked: Coroutine[Any, Any, T]) -> T | None:
         """Run it; None if it failed or was interrupted, which is told."""
         try:
-            return self._runner.run(asked)
+            return self._runner.run(self._interruptible(asked))
         except ServingError as error:
             self._complain(sentence(error, self._target))
             if isinstance(error, ContextLengthExceeded):
                 self._note("/reset begins a new conversation")
-        except KeyboardInterrupt:
+        except (asyncio.CancelledError, KeyboardInterrupt):
             self._note("interrupted")
         return None
+
+    async def _interruptible(self, asked: Coroutine[Any, Any, T]) -> T:
+        """Let Ctrl-C cancel it; what else is typed meanwhile waits for the prompt."""
+        keyboard, task = self._session.app.input, asyncio.current_task()
+
+        def look(keys: Iterable[KeyPress]) -> None:
+            keys = list(keys)
+            store_typeahead(keyboard, [it for it in keys if it.key != Keys.ControlC])
+            if task is not None and any(it.key == Keys.ControlC for it in keys):
+                task.cancel()
+
+        with keyboard.attach(lambda: look(keyboard.read_keys())):
+            look(get_typeahead(keyboard))
+            return await asked
 
     def _note(self, text: str) -> None:
         self._console.print(text, style="dim")
@@ -176,7 +192,7 @@ class TerminalChat:
 
 
 def _figures(answer: Answer) -> str:
-    parts = [f"{answer.output_tokens} tokens"]
+    parts = [f"{answer.output_tokens} token{'s' if answer.output_tokens != 1 else ''}"]
     if answer.first_token_s is not None:
         parts.append(f"first after {answer.first_token_s:.2f} s")
     if answer.tokens_per_s is not None:
@@ -199,21 +215,3 @@ def _key_bindings() -> KeyBindings:
         event.current_buffer.newline()
 
     return bindings
-
-
-@contextmanager
-def _no_echo() -> Iterator[None]:
-    """Keep what is typed during an answer out of it: the next prompt shows it.
-
-    Not line by line either, or a Ctrl-D would be gone before the prompt sees it.
-    """
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    quiet = [*before]
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        with suppress(termios.error):
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)

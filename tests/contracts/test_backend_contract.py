@@ -65,10 +65,12 @@ def ids_of(deltas: list[GenerateDelta], index: int = 0) -> list[int]:
     return [i for delta in deltas for c in delta.choices if c.index == index for i in c.token_ids]
 
 
-async def test_models_have_a_name_and_a_context_length(setup: Setup) -> None:
+async def test_models_have_a_name_and_their_sizes(setup: Setup) -> None:
     (card,) = await setup.backend.models()
+    served = setup.stack.workers[0].card
     assert card.name == "sim"
-    assert card.context_length == setup.stack.workers[0].card.context_length
+    assert card.context_length == served.context_length
+    assert card.vocab_size == served.vocab_size > 0
 
 
 async def test_readiness_is_told_for_the_server_and_for_a_model(setup: Setup) -> None:

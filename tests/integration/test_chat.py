@@ -87,8 +87,10 @@ async def test_an_answer_is_shown_while_it_is_made_and_its_figures_behind_it(slo
         await chat.wait_for(r"sim at 127.0.0.1:\d+, context of \d+ tokens; /help")
         await chat.says("hello", r"> hello\n\s*\w+")
         assert slow_stack.engine_load == 1
+        chat.terminal.type("typed ahead")
         await chat.wait_for(r"12 tokens, first after \d+\.\d\d s, then \d+\.\d per second, cut at")
-        assert await chat.leaves() == 0
+        await chat.wait_for("> typed ahead")
+        assert chat.terminal.shown.count("typed ahead") == 1
 
 
 async def test_ctrl_c_ends_an_answer_frees_the_engine_and_keeps_what_was_said(slow_stack, tmp_path):
@@ -103,6 +105,18 @@ async def test_ctrl_c_ends_an_answer_frees_the_engine_and_keeps_what_was_said(sl
         chat.terminal.type(CTRL_C)
         await chat.wait_for("interrupted")
         assert await chat.leaves("/quit\r") == 0
+
+
+async def test_ctrl_c_before_the_first_token_takes_the_question_back(model_folder, tmp_path):
+    async with running_stack(model_folder, sim=SimConfig(hang_after_steps=1)) as stack:
+        with chatting(tmp_path, stack.grpc) as chat:
+            await chat.wait_for(PROMPT)
+            chat.terminal.type("hello\r")
+            await eventually(lambda: stack.engine_load == 1)
+            chat.terminal.type(CTRL_C)
+            await chat.wait_for("interrupted")
+            await chat.says("/stats", "conversation  0 messages")
+            assert await chat.leaves() == 0
 
 
 async def test_the_conversation_is_sent_in_full_until_reset_forgets_it(stack, tmp_path):

@@ -36,6 +36,7 @@ def test_only_the_prompt_is_required_and_the_model_is_decoupled(config, required
     assert configured.model_transaction_policy.decoupled
     assert configured.max_batch_size == 0
     assert configured.parameters["context_length"].string_value == "4096"
+    assert configured.parameters["vocab_size"].string_value == "10"
 
 
 def test_the_text_metadata_lists_all_that_the_decoder_takes() -> None:
