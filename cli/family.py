@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cli.family_status import FamilyStatus, can_replace, read_told
+from cli.family_status import FamilyStatus, read_told
 from cli.options import FrontOptions
 from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals
 from runtime.metrics import set_build_info
@@ -90,13 +91,13 @@ class Family:
             self._current,
             fronts=self._fronts,
             welcome=lambda: not self._stop.requested,
-        ).server
+        )
         self._status_url = ""
 
     async def run(self) -> None:
         """Run everything until a signal; raises ChildFailed if a child had to be given up."""
         set_build_info(self._name)
-        self._status_url = self._status.start()
+        self._status_url = self._status.server.start()
         limit_s = 2 * self._term_s + 10
         try:
             with (
@@ -105,7 +106,7 @@ class Family:
             ):
                 await self._run_members()
         finally:
-            self._status.stop()
+            self._status.server.stop()
         if self._failure is not None:
             raise self._failure
 
@@ -187,7 +188,7 @@ class Family:
         if not member.surge:
             await old.stop(self._term_s)
         new = self._on_trial = self._begin(tasks, member)
-        comes_up = await self._comes_up(new, old)
+        comes_up = await self._comes_up(member, new, old)
         self._on_trial = None
         if not comes_up:
             await new.stop(self._term_s)
@@ -199,11 +200,12 @@ class Family:
         _LOG.info("restart: %s: process %s has replaced %s", member.name, new.pid, old_pid)
         return True
 
-    async def _comes_up(self, new: Child, old: Child) -> bool:
+    async def _comes_up(self, member: Member, new: Child, old: Child) -> bool:
+        can_replace = partial(self._status.can_replace, new, old, is_front=member.is_front)
         with suppress(TimeoutError):
             async with asyncio.timeout(_REPLACEMENT_S):
                 while self._on_trial is new:
-                    if await asyncio.to_thread(can_replace, new, old):
+                    if await asyncio.to_thread(can_replace):
                         return True
                     await asyncio.sleep(_LOOK_S)
         return False

@@ -1,7 +1,7 @@
 """The status port of a family of processes: what each of them says, as one."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from runtime.status_client import Answer, ask_all
 from runtime.status_server import StatusServer
 from runtime.supervisor import Child
 
+Health = Mapping[str, Any]
 _SUMMED = ("in_flight", "queued")
 
 
@@ -55,7 +56,7 @@ class FamilyStatus:
 
     def _describe(self) -> dict[str, Any]:
         """Return the first front door's health with the load of all, and who there is."""
-        told = {name: _decode(answer) for name, answer in ask_all(self._urls("/health")).items()}
+        told = _told(self._urls("/health"))
         fronts = [about for name, about in told.items() if name in self._fronts]
         about = dict(fronts[0]) if fronts else {}
         about |= {key: sum(front.get(key, 0) for front in fronts) for key in _SUMMED}
@@ -71,6 +72,15 @@ class FamilyStatus:
         about = {key: value for key, value in about.items() if key not in own}
         return about | {"process": self._name, "processes": processes}
 
+    def can_replace(self, new: Child, old: Child, *, is_front: bool) -> bool:
+        """Ask whether nothing is lost when `old` goes; blocks for seconds at most."""
+        urls = {"new": status_url(new), "old": status_url(old)}
+        told = _told({name: f"{url}/health" for name, url in urls.items() if url})
+        if is_front:
+            return front_can_replace(told.get("new", {}), told.get("old", {}))
+        fronts = _told({n: url for n, url in self._urls("/health").items() if n in self._fronts})
+        return worker_is_known(told.get("new", {}), fronts.values())
+
     def _set_level(self, level: str) -> None:
         set_log_level(level)
         ask_all(self._urls("/log-level"), put=level.encode())
@@ -84,22 +94,31 @@ def status_url(child: Child) -> str | None:
     return url
 
 
-def can_replace(new: Child, old: Child) -> bool:
-    """Ask both whether `new` is ready for what `old` serves; blocks for at most two seconds.
+def front_can_replace(new: Health, old: Health) -> bool:
+    """Whether front door `new` serves what `old` does; {} is one that does not answer.
 
-    Where `old` is not ready either, or gone, nothing is lost.
+    Where `old` is not ready either, nothing is lost.
     """
-    urls = {"new": status_url(new), "old": status_url(old)}
-    answers = ask_all({name: f"{url}/health" for name, url in urls.items() if url})
-    told = {name: _decode(answer) for name, answer in answers.items()}
-    if told.get("old", {}).get("status") != "ready":
-        return "new" in told
-    is_ready = told.get("new", {}).get("status") == "ready"
-    return is_ready and _ready_models(told["old"]) <= _ready_models(told["new"])
+    if old.get("status") != "ready":
+        return bool(new)
+    return new.get("status") == "ready" and _ready_models(old) <= _ready_models(new)
 
 
-def _ready_models(health: Mapping[str, Any]) -> set[str]:
-    return {model["name"] for model in health.get("models", ()) if model["ready"]}
+def worker_is_known(new: Health, fronts: Iterable[Health]) -> bool:
+    """Whether worker `new` is ready and every front door has a connection to it."""
+    known = new.get("instance_id")
+    return new.get("status") == "ready" and all(
+        known in _connected_workers(front) for front in fronts if known and "models" in front
+    )
+
+
+def _ready_models(front: Health) -> set[str]:
+    return {model["name"] for model in front.get("models", ()) if model["ready"]}
+
+
+def _connected_workers(front: Health) -> set[str]:
+    workers = [worker for model in front["models"] for worker in model["workers"]]
+    return {worker["id"] for worker in workers if worker["connected"]}
 
 
 def read_told(file: Path) -> dict[str, Any]:
@@ -109,6 +128,10 @@ def read_told(file: Path) -> dict[str, Any]:
     except OSError:
         return {}
     return told
+
+
+def _told(urls: Mapping[str, str]) -> dict[str, Health]:
+    return {name: _decode(answer) for name, answer in ask_all(urls).items()}
 
 
 def _decode(answer: Answer) -> dict[str, Any]:

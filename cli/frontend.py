@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ _CLOSE_S = 2.0
 # For requests that clients sent before they heard that the ports are closed.
 _ON_THEIR_WAY_S = 0.2
 _READY_LOOK_S = 0.1
+# Above it, an engine is starting, and who asks shall be told so.
+_SHARED_PORT_WAIT_S = 10.0
 # Above the parent's own limit, so that one child that hangs does not cost all the others' metrics.
 _MERGE_LIMIT_S = 5.0
 
@@ -174,7 +177,7 @@ class FrontendProcess:
         return self._door.is_ready() and not self._stop.requested
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Open the ports, then follow the fleet."""
+        """Follow the fleet and open the ports."""
         from runtime.ready_file import write_ready_file
         from runtime.status_server import StatusServer
 
@@ -186,6 +189,10 @@ class FrontendProcess:
             describe=self._door.describe,
             prefix=config.metrics_prefix,
         )
+        self._door.on_ready_change = self._show_ready
+        self._door_task = tasks.create_task(self._door.run())
+        if config.share_port:
+            await self._await_fleet()
         if not config.no_grpc:
             await self._start_grpc()
         if not config.no_http:
@@ -193,9 +200,20 @@ class FrontendProcess:
         self._bound["metrics"] = self._status.start()
         if config.status_file is not None:
             write_ready_file(config.status_file, self._bound)
-        self._door.on_ready_change = self._show_ready
-        self._door_task = tasks.create_task(self._door.run())
+        self._show_ready()
         _LOG.info("listening: %s", ", ".join(f"{k} {v}" for k, v in self._bound.items()))
+
+    async def _await_fleet(self) -> None:
+        """Others answer on shared ports: take a part of the requests when able to."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SHARED_PORT_WAIT_S):
+                await self._door.wait_synced()
+                while not (self._stop.requested or self._serves_all()):  # noqa: ASYNC110 - at start only
+                    await asyncio.sleep(_READY_LOOK_S)
+
+    def _serves_all(self) -> bool:
+        known = {*self._config.expect_model, *self._door.model_names()}
+        return known <= set(self._door.ready_models())
 
     async def announce(self) -> None:
         """Write the ready file once the first look at discovery is done and models are there."""

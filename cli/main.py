@@ -87,8 +87,8 @@ def _explained(error: BaseException) -> tuple[str, int] | None:
             return f"{name} is not installed: {_INSTALL}", _USAGE_EXIT
         case MemoryError():
             return "out of memory: free some, or take a smaller model", _FAILED_EXIT
-        case OSError(errno=int()):
-            return str(error), _FAILED_EXIT
+        case OSError(strerror=str(cause)):
+            return f"{error.filename}: {cause}" if error.filename else cause, _FAILED_EXIT
     return None
 
 

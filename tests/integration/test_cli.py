@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -244,6 +245,32 @@ def test_serve_speaks_json_only_when_asked_to(tmp_path):
         entries = [json.loads(line) for line in one.log.read_text().splitlines()]
     assert {entry.get("process") for entry in entries} == {None, "front-0", "mine-0"}
     assert all({"time", "level", "message"} <= entry.keys() for entry in entries)
+
+
+CYAN, GREEN, PLAIN = "\x1b[36m", "\x1b[32m", "\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("no_color", "labels"),
+    [
+        ("", (f"{CYAN}[front-0]{PLAIN} ", f"{GREEN}[smollm2-0]{PLAIN} ")),
+        ("1", ("[front-0] ", "[smollm2-0] ")),
+    ],
+)
+def test_on_a_terminal_each_childs_lines_begin_in_a_colour_of_their_own(no_color, labels):
+    terminal, inner = pty.openpty()
+    command = [*PENSTOCK, "serve", "smollm2", *SIM, *FREE]
+    environment = os.environ | {"NO_COLOR": no_color, "TERM": "xterm"}
+    with subprocess.Popen(command, stderr=inner, stdout=subprocess.DEVNULL, env=environment) as one:
+        os.close(inner)
+        said = ""
+        try:
+            while not all(label in said for label in labels):
+                said += os.read(terminal, 65536).decode()
+        finally:
+            one.terminate()
+            os.close(terminal)
+    assert bool(no_color) == ("\x1b" not in said)
 
 
 def open_stream(one: Running, *, max_tokens: int) -> Any:
