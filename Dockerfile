@@ -1,8 +1,8 @@
 # Two images: `frontdoor` has no engine in it (front door, gateway, simulator), `worker` has all.
 #
-#   docker build --target frontdoor -t penstock:frontdoor .
-#   docker build --target worker -t penstock:worker .
-#   docker build --target worker --build-arg PENSTOCK_BUILD=gpu -t penstock:worker-gpu .
+#   docker build --target frontdoor -t penstock-frontdoor .
+#   docker build --target worker -t penstock-worker .
+#   docker build --target worker --build-arg PENSTOCK_BUILD=gpu -t penstock-worker-gpu .
 #
 # A package index of your own is a setting of the base image, in /etc/pip.conf and
 # /etc/uv/uv.toml: --build-arg BASE=your/python.
