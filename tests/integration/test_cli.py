@@ -188,16 +188,13 @@ def test_a_port_in_use_is_one_clear_line(flag, tmp_path):
 
 
 def test_a_front_door_is_up_without_workers_and_small_and_stops_cleanly(tmp_path):
-    began = time.monotonic()
     with penstock(tmp_path, "frontend", *FREE, f"--discovery-path={tmp_path}/d") as front:
-        took = time.monotonic() - began
         assert front.ready["models"] == []
         assert get(f"{front.ready['metrics']}/live") == (200, b"ok\n")
         assert get(f"{front.ready['metrics']}/ready")[0] == 503
         assert b"python_info" in get(f"{front.ready['metrics']}/metrics")[1]
         assert psutil.Process(front.process.pid).memory_info().rss < 150 * 1024**2
         assert front.stop() == 0
-    assert took < 6  # 1.5 s alone on a machine; this one may be busy
     assert not (tmp_path / "frontend0.json").exists()
 
 
