@@ -160,15 +160,19 @@ class Family:
         began = said = loop.time()
         while True:
             told = [read_told(self._current[name].spec.ready_file) for name in self._fronts]
-            missing = [child.spec.name for child in self._running if not child.is_ready]
             if all(told):
                 del told[0]["pid"]
                 models = sorted(told[0]["models"], key=self._place)
                 return told[0] | {"metrics": self._status_url, "models": models}
             if loop.time() - said >= _PROGRESS_S:
                 said = loop.time()
-                self._progress(f"starting: {', '.join(missing)} ({said - began:.0f} s)")
+                self._progress(f"starting: {', '.join(self._missing())} ({said - began:.0f} s)")
             await asyncio.sleep(_LOOK_S)
+
+    def _missing(self) -> list[str]:
+        """Name what is waited for; a front door waits for the workers itself."""
+        starting = [child.spec.name for child in self._running if not child.is_ready]
+        return [name for name in starting if name not in self._fronts] or starting
 
     def _place(self, model: str) -> int:
         return self._models.index(model) if model in self._models else len(self._models)
@@ -208,6 +212,8 @@ class Family:
                     if await asyncio.to_thread(can_replace):
                         return True
                     await asyncio.sleep(_LOOK_S)
+                return False
+        _LOG.error("%s is not ready after %g s", member.name, _REPLACEMENT_S)
         return False
 
     def _stop_stages(self) -> list[Stage]:
@@ -275,6 +281,8 @@ def _labels(names: Sequence[str]) -> dict[str, str]:
     labels = {}
     for number, name in enumerate(names):
         with console.capture() as captured:
-            console.print(Text(f"[{name}]", _COLOURS[number % len(_COLOURS)]), end="")
+            console.print(
+                Text(f"[{name}]", _COLOURS[number % len(_COLOURS)]), soft_wrap=True, end=""
+            )
         labels[name] = captured.get()
     return labels

@@ -19,7 +19,7 @@ from runtime.supervisor import ChildSpec
 _LOG = logging.getLogger(__name__)
 FRONT = "front"
 _LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-_IF_KILLED = "most often by the kernel, for lack of memory: run fewer --processes"
+_IF_NO_MEMORY = "run fewer --processes"
 
 
 def run_group(config: FrontOptions, arguments: Sequence[str]) -> int:
@@ -99,7 +99,7 @@ def front_members(
                 ready_file=ready,
                 status_file=status,
                 environment=environment,
-                if_killed=_IF_KILLED,
+                if_no_memory=_IF_NO_MEMORY,
             )
 
         return Member(name=name, make=make, is_front=True, surge=True)

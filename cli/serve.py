@@ -34,9 +34,9 @@ from worker.config import WorkerConfig
 from worker.main import require_engine
 
 _LOG = logging.getLogger(__name__)
-_IF_KILLED = (
-    "most often by the kernel, for lack of memory: take a smaller model, fewer --workers, or give "
-    "the engine less behind --, such as --max-model-len and --max-num-seqs"
+_IF_NO_MEMORY = (
+    "take a smaller model or fewer --workers, or give the engine less to do behind --, such as "
+    "--max-model-len N or --max-num-seqs N"
 )
 
 
@@ -220,7 +220,7 @@ def _workers(
                 argv=child_command(*command, f"--ready-file={ready}", "--", *engine_arguments),
                 ready_file=ready,
                 environment=_environment(config, without=_NOT_FOR_WORKERS),
-                if_killed=_IF_KILLED,
+                if_no_memory=_IF_NO_MEMORY,
             )
 
         # A model's only worker has to be replaced before it goes; that needs memory for two.

@@ -12,18 +12,15 @@ from runtime.logs import child_line
 
 _LONGEST_LINE_BYTES = 64 * 1024
 _LONGEST_REASON = 500
-# The console command's last word; a line of our text log; the last line of a traceback.
-_SAYS_WHY = re.compile(
-    r"penstock: error: (?P<complaint>.+)"
-    r"|\S+ \S+ (?:ERROR|CRITICAL) +[\w.]+: (?P<logged>.+)"
-    r"|(?P<raised>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)"
-)
+# The console command's last word, or a line of our text log.
+_COMPLAINT = re.compile(r"(?:penstock: error|\S+ \S+ (?:ERROR|CRITICAL) +[\w.]+): (.+)")
+# The last line of a traceback, which an engine's own process may have printed.
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*")
 
 
 class ChildOutput:
     """Takes the output of one run of a child as it comes.
 
-    `reason` is the last line that tells an error, or else the last line; "" before the first.
     `write` may fail without harm: a terminal can be closed, and its children live on.
     """
 
@@ -38,12 +35,15 @@ class ChildOutput:
         self._name, self._label, self._log_format = name, label, log_format
         self._write = write
         self._rest = b""
-        self._error = self._last = ""
+        self._complaint = self._exception = self._last = ""
 
     @property
     def reason(self) -> str:
-        """What the child said last about why it ends."""
-        return (self._error or self._last)[:_LONGEST_REASON]
+        """What the child said last about why it ends: an error or, if there was none, anything."""
+        told, raised = (said[:_LONGEST_REASON] for said in (self._complaint, self._exception))
+        if told and raised and raised.partition(": ")[2] not in told:
+            return f"{told} (after {raised})"
+        return told or raised or self._last[:_LONGEST_REASON]
 
     def feed(self, data: bytes) -> None:
         """Show the complete lines; a line without end is cut when it grows too long."""
@@ -62,16 +62,18 @@ class ChildOutput:
     def _show(self, line: str) -> None:
         if line.strip():
             self._last = line.strip()
-            self._error = _told_error(self._last, self._log_format) or self._error
+            self._complaint = _complaint(line, self._log_format) or self._complaint
+            if _EXCEPTION.match(line):
+                self._exception = self._last
         with suppress(OSError, ValueError):
             self._write(child_line(self._name, line, self._log_format, label=self._label) + "\n")
 
 
-def _told_error(line: str, log_format: str) -> str:
+def _complaint(line: str, log_format: str) -> str:
     if log_format == "json":
         with suppress(msgspec.DecodeError):
             entry = msgspec.json.decode(line, type=dict[str, Any])
             failed = entry.get("level") in ("error", "critical")
             return str(entry.get("message", "")) if failed else ""
-    found = _SAYS_WHY.match(line)
-    return next(filter(None, found.groups()), "") if found else ""
+    found = _COMPLAINT.match(line)
+    return found[1] if found else ""

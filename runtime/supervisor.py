@@ -4,6 +4,7 @@ import asyncio
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,8 @@ FAILED_EXIT = 1
 CONFIG_EXIT = 2
 CRASH_LOOP_EXIT = 3
 _CHUNK_BYTES = 64 * 1024
+# Python's, torch's and CUDA's words for it; and vLLM's, of a process of its own that was killed.
+_NO_MEMORY = re.compile(r"out ?of ?memory|n[o']t allocate|MemoryError|'\w+': -9\b", re.IGNORECASE)
 
 
 class ChildFailed(ServingError):
@@ -63,8 +66,7 @@ class ChildSpec:
     """One child: its command, and the file whose existence says that it has been ready.
 
     `status_file`, if it writes one, has its addresses from the moment it listens. Without
-    `environment` it gets this process's. `if_killed` is what to tell when SIGKILL ends it, which
-    is nearly always the kernel's answer to a lack of memory.
+    `environment` it gets this process's. `if_no_memory` is what to do when it gets too little.
     """
 
     name: str
@@ -72,7 +74,7 @@ class ChildSpec:
     ready_file: Path
     status_file: Path | None = None
     environment: Mapping[str, str] | None = None
-    if_killed: str = ""
+    if_no_memory: str = ""
 
 
 class Child:
@@ -248,12 +250,20 @@ class Child:
             )
 
     def _end_text(self, code: int) -> str:
+        reason = self._quoted_reason()
         if code == -signal.SIGKILL:
-            advice = f": {self.spec.if_killed}" if self.spec.if_killed else ""
-            return f"was killed (SIGKILL){advice}"
+            return (
+                f"was killed (SIGKILL), most often by the kernel for lack of memory{self._advice}"
+            )
+        if _NO_MEMORY.search(reason):
+            reason += self._advice
         if code < 0:
-            return f"was ended by {_signal_name(-code)}{self._quoted_reason()}"
-        return f"ended with exit code {code}{self._quoted_reason()}"
+            return f"was ended by {_signal_name(-code)}{reason}"
+        return f"ended with exit code {code}{reason}"
+
+    @property
+    def _advice(self) -> str:
+        return f": {self.spec.if_no_memory}" if self.spec.if_no_memory else ""
 
     def _quoted_reason(self) -> str:
         return f": {self._output.reason}" if self._output.reason else ""

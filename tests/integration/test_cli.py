@@ -141,6 +141,8 @@ def test_every_command_has_the_same_names_for_the_same_things(command):
         (("frontend", "--", "--x"), {}, "behind --"),
         (("frontend",), {"PENSTOCK_HTTP_PORT": "http"}, "PENSTOCK_HTTP_PORT"),
         (("frontend", "--router-policy=dice"), {}, "dice"),
+        (("frontend", "--processes=0"), {}, "--processes"),
+        (("serve", "smollm2", "--restart-limit=-1"), {}, "--restart-limit"),
         (("frontend", "--config=/nowhere.yaml"), {}, "/nowhere.yaml"),
         (("frontend", "--host=192.0.2.1"), {}, "--host"),
         (("frontend", f"--host={'a' * 80}"), {}, "--host"),

@@ -135,7 +135,10 @@ def test_a_worker_that_is_killed_while_it_starts_speaks_of_memory(tmp_path):
     assert process.returncode == 1
     assert len(killed) == 3
     assert "smollm2-0 did not become ready in 3 attempts" in message
-    assert "was killed (SIGKILL): most often by the kernel, for lack of memory" in message
+    assert (
+        "was killed (SIGKILL), most often by the kernel for lack of memory: take a smaller"
+        in message
+    )
     assert "--max-model-len" in message
 
 

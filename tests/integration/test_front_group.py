@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import urllib.request
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -69,6 +70,13 @@ def test_one_status_port_speaks_for_all_processes(group):
         assert about == {"pid": about["pid"], "restarts": 0, "ready": True}
         assert about["pid"] in family
     assert set(metric(group, "process_start_time_seconds")) == {*MEMBERS, "serve"}
+
+
+def test_no_series_and_no_heading_of_the_merged_metrics_comes_twice(group):
+    lines = get(f"{group.ready['metrics']}/metrics")[1].decode().splitlines()
+    heads = Counter(tuple(line.split()[:3]) for line in lines if line.startswith("#"))
+    series = Counter(line.rpartition(" ")[0] for line in lines if not line.startswith("#"))
+    assert heads.most_common(1)[0][1] == series.most_common(1)[0][1] == 1
 
 
 def test_requests_spread_over_the_front_doors_and_are_counted_in_one_place(group):

@@ -27,7 +27,7 @@ async def child(tmp_path, code, policy=FAST):
         name="w",
         argv=(sys.executable, "-c", code, str(ready)),
         ready_file=ready,
-        if_killed="no memory?",
+        if_no_memory="buy some",
     )
     one = Child(spec, policy=policy, write=lines.append)
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
@@ -144,10 +144,19 @@ async def test_deaths_outside_the_window_do_not_count(tmp_path):
         await eventually(lambda: one.starts > 4, limit_s=25)
 
 
-async def test_a_child_killed_from_outside_says_what_that_usually_means(tmp_path):
-    code = READY + "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    _, failure = await gives_up(tmp_path, code, replace(FAST, restart_limit=0))
-    assert failure.message.endswith("was killed (SIGKILL): no memory?")
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed (SIGKILL)"),
+        ("raise MemoryError('no more')", "exit code 1: MemoryError: no more"),
+        ("sys.exit('DefaultCPUAllocator: can\\'t allocate memory')", "can't allocate memory"),
+        ("sys.exit('Failed core proc(s): {\\'EngineCore\\': -9}')", "'EngineCore': -9}"),
+    ],
+)
+async def test_a_lack_of_memory_is_called_so_with_what_to_do(tmp_path, end, told):
+    _, failure = await gives_up(tmp_path, READY + end, replace(FAST, restart_limit=0))
+    assert told in failure.message
+    assert failure.message.endswith(": buy some")
 
 
 async def test_a_command_that_cannot_be_started_is_tried_again(tmp_path):

@@ -51,7 +51,8 @@ def test_a_label_stands_for_the_name_in_text_only():
             "torch.OutOfMemoryError: CUDA out of memory\n",
             "torch.OutOfMemoryError: CUDA out of memory",
         ),
-        ("ValueError: first\npenstock: error: then\n", "then"),
+        ("ValueError: first\npenstock: error: then\n", "then (after ValueError: first)"),
+        ("ValueError: first\npenstock: error: broken: first\n", "broken: first"),
     ],
 )
 def test_the_reason_is_the_last_error_or_else_the_last_line(said, reason):
