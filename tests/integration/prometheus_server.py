@@ -33,6 +33,11 @@ class Prometheus:
         found = self.query(expression)
         return float(found[0]["value"][1]) if found else None
 
+    def wait_scraped(self, targets: int) -> None:
+        """Wait until so many targets have been scraped from now on."""
+        scraped = f"count(timestamp(up) > {self.value('vector(time())')})"
+        wait_until(lambda: self.value(scraped) == targets, limit_s=30)
+
     def label_values(self, selector: str, label: str) -> list[str]:
         """The values that a label has among the series of a selector."""
         found: list[str] = self._get(f"label/{label}/values", **{"match[]": selector})
@@ -43,11 +48,9 @@ class Prometheus:
         found: list[dict[str, Any]] = self._get("targets", state="active")["activeTargets"]
         return found
 
-    def rules(self, file_name: str) -> list[dict[str, Any]]:
-        """The rules of a file, each with its health and, for an alert, its alerts."""
-        groups = self._get("rules")["groups"]
-        mine = [group for group in groups if Path(group["file"]).name == file_name]
-        return [rule for group in mine for rule in group["rules"]]
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules, each with its health and, for an alert, its alerts."""
+        return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def _get(self, page: str, **fields: str) -> Any:
         query = urllib.parse.urlencode(fields)
