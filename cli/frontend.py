@@ -135,7 +135,6 @@ async def _run(config: FrontendConfig) -> None:
                 announcing.cancel()
                 # Requests on their way need the fleet's tasks, so the group ends after this.
                 await run_stages(process.stop_stages(tasks))
-                process.end_tasks()
         finally:
             await process.close()
 
@@ -241,12 +240,14 @@ class FrontendProcess:
             Stage(name="running requests", action=self._drain, limit_s=drain_s),
             Stage(name="leftovers", action=self._give_up),
             Stage(name="fronts", action=self._stop_fronts),
+            Stage(name="workers and discovery", action=self._leave_fleet),
         ]
 
-    def end_tasks(self) -> None:
-        """Cancel what follows the fleet."""
+    async def _leave_fleet(self) -> None:
         if self._door_task is not None:
             self._door_task.cancel()
+            await asyncio.wait([self._door_task])
+        await self._discovery.close()
 
     async def close(self) -> None:
         """Release everything, whether or not the ordered stop has run."""
@@ -299,12 +300,15 @@ class FrontendProcess:
         )
         self._bound["http"] = await self._http.start()
 
-    def _metrics(self) -> Callable[[], bytes] | None:
+    def _metrics(self) -> Callable[[], bytes]:
         """One of several front doors shows the metrics of all, which its parent has."""
+        from runtime.metrics import metrics_text
         from runtime.status_client import ask
 
         url = self._config.metrics_from
-        return None if url is None else lambda: ask(url, limit_s=_MERGE_LIMIT_S).body
+        if url is not None:
+            return lambda: ask(url, limit_s=_MERGE_LIMIT_S).body
+        return lambda: metrics_text(self._config.metrics_prefix)
 
     def _show_ready(self) -> None:
         if self._grpc is None:

@@ -16,7 +16,7 @@ from runtime.config_option import HOST_PORT
 from runtime.errors import InvalidConfig
 from runtime.lifecycle import Stage, StopRequest, run_stages, stop_on_signals, waiting_stage
 from runtime.logs import configure_logging
-from runtime.metrics import set_build_info
+from runtime.metrics import metrics_text, set_build_info
 from runtime.options import DAY_S, TargetOptions
 from runtime.ready_file import remove_ready_file, write_ready_file
 
@@ -113,7 +113,12 @@ async def _run(config: GatewayProcessConfig) -> None:
             )
             backend = KServeBackend(channel, limits=keys, passes_keys_on=passes_keys_on)
             http = HttpServer(
-                create_app(MeteredBackend(backend, tracing), settings, access=keys),
+                create_app(
+                    MeteredBackend(backend, tracing),
+                    settings,
+                    lambda: metrics_text(config.metrics_prefix),
+                    access=keys,
+                ),
                 host=config.host,
                 port=config.http_port,
                 tls=tls,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from importlib.metadata import version
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import (
     REGISTRY,
@@ -19,6 +19,7 @@ from prometheus_client import (
     Histogram,
     Metric,
     disable_created_metrics,
+    generate_latest,
 )
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -52,6 +53,13 @@ class Collecting(Protocol):
 def set_build_info(process: str) -> None:
     """Say what kind of process this is."""
     _BUILD_INFO.labels(process, version("penstock"), platform.python_version()).set(1)
+
+
+def metrics_text(prefix: str) -> bytes:
+    """Return this process's metrics in Prometheus's text form."""
+    # prometheus_client asks for its own class and uses nothing but `collect`.
+    shown: Any = PrefixedRegistry(REGISTRY, prefix)
+    return generate_latest(shown)
 
 
 class PrefixedRegistry:
