@@ -46,8 +46,10 @@ class FrontOptions(HttpOptions):
     worker_concurrency: int = option(
         0, help="most sequences of one model at a time, for each of its workers"
     )
-    queue_limit: int = option(
-        64, help="most requests of one model that wait when its workers are busy; 0 refuses all"
+    queue_limit: int | None = option(
+        None,
+        help="most requests of one model that wait when its workers are busy; 0 refuses all "
+        "(default: a quarter of --worker-concurrency of all workers)",
     )
     queue_timeout_s: float = option(
         0.0, help="longest wait for a busy model; 0 is no limit", unit="s"
