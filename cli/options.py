@@ -98,8 +98,9 @@ class FrontOptions(FleetOptions, HttpOptions):
         0, help="most sequences of one model at a time, for each of its workers; 0 is no limit",
         group="Limits", least=0,
     )  # fmt: skip
-    queue_limit: int = option(
-        64, help="most requests of one model that wait when its workers have no place; 0 is none",
+    queue_limit: int | None = option(
+        None, help="most requests of one model that wait when its workers have no place; 0 is none "
+        "(default: a quarter of --worker-concurrency, for each of its workers)",
         group="Limits", least=0,
     )  # fmt: skip
     queue_timeout_s: float = option(

@@ -13,8 +13,8 @@ class FrontDoorConfig:
     `expected_models` are known before they have a worker: who asks for one is told to come back,
     not that there is no such model. `max_in_flight` counts requests of all models,
     `worker_concurrency` sequences of one model per ready worker of it; beyond them up to
-    `queue_limit` requests per model wait, at most `queue_timeout_s`. `max_tokens_limit` and
-    `max_choices` bound what one request may ask for.
+    `queue_limit` requests per model wait (None: a quarter of the sequences), at most
+    `queue_timeout_s`. `max_tokens_limit` and `max_choices` bound what one request may ask for.
     """
 
     router_policy: str = "round-robin"
@@ -25,7 +25,7 @@ class FrontDoorConfig:
     expected_models: tuple[str, ...] = ()
     max_in_flight: int = 0
     worker_concurrency: int = 0
-    queue_limit: int = 0
+    queue_limit: int | None = None
     queue_timeout_s: float = 0.0
     max_tokens_limit: int = 0
     max_choices: int = 128
@@ -44,7 +44,7 @@ class FrontDoorConfig:
             ("connect_retry_max_s", self.connect_retry_max_s),
             ("max_in_flight", self.max_in_flight),
             ("worker_concurrency", self.worker_concurrency),
-            ("queue_limit", self.queue_limit),
+            ("queue_limit", self.queue_limit or 0),
             ("queue_timeout_s", self.queue_timeout_s),
             ("max_tokens_limit", self.max_tokens_limit),
             ("max_choices", self.max_choices),

@@ -1,24 +1,29 @@
-"""Who may run and who waits: places per model, a bounded queue before them. Decisions only."""
+"""The places of one model and the bounded queue before them. Decisions only."""
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from runtime.errors import Overloaded
 
 T = TypeVar("T")
+# When every place is taken, a queue of a quarter of them makes a request wait for as long as a
+# quarter of an answer takes. A longer one serves no more requests, all of them later.
+_PLACES_PER_WAITING = 4
 
 
 class Places(Generic[T]):
     """The places of one model, counted in sequences.
 
     `capacity` returns how many sequences may run now; None is no limit. What has to wait does so
-    by priority (the lower goes first, as in vLLM), then in order of arrival. A request larger
-    than the capacity runs when nothing else does.
+    by priority (the lower goes first, as in vLLM), then in order of arrival. At most `queue_limit`
+    requests wait; None is a quarter of the capacity. A request larger than the capacity runs when
+    nothing else does.
     """
 
-    def __init__(self, capacity: Callable[[], int | None], queue_limit: int) -> None:
+    def __init__(self, capacity: Callable[[], int | None], queue_limit: int | None) -> None:
         self._capacity = capacity
         self._queue_limit = queue_limit
         self._running: dict[T, int] = {}
@@ -37,7 +42,7 @@ class Places(Generic[T]):
         if not self._waiting and self._fits(sequences):
             self._take(item, sequences)
             return True
-        if len(self._waiting) >= self._queue_limit:
+        if len(self._waiting) >= self._most_waiting():
             raise Overloaded(
                 f"all places are taken and {len(self._waiting)} requests wait for one; "
                 "try again later"
@@ -70,6 +75,11 @@ class Places(Generic[T]):
     def everyone_waiting(self) -> list[T]:
         """Who waits, in no order."""
         return list(self._waiting)
+
+    def _most_waiting(self) -> int:
+        if self._queue_limit is not None:
+            return self._queue_limit
+        return math.ceil((self._capacity() or 0) / _PLACES_PER_WAITING)
 
     def _fits(self, sequences: int) -> bool:
         capacity = self._capacity()

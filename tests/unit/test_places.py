@@ -8,7 +8,7 @@ from runtime.errors import Overloaded
 from server.places import Places
 
 
-def places(capacity: int | None, queue_limit: int = 10) -> Places[str]:
+def places(capacity: int | None, queue_limit: int | None = 10) -> Places[str]:
     return Places(lambda: capacity, queue_limit)
 
 
@@ -36,6 +36,16 @@ def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:
         one.enter("d", sequences=1, priority=0)
     one.leave("a")
     assert one.next() == "b"
+
+
+@pytest.mark.parametrize(("capacity", "waiting"), [(1, 1), (4, 1), (32, 8), (33, 9)])
+def test_by_default_a_quarter_of_the_places_may_wait(capacity: int, waiting: int) -> None:
+    some = places(capacity, queue_limit=None)
+    for number in range(capacity + waiting):
+        some.enter(str(number), sequences=1, priority=0)
+    assert some.waiting == waiting
+    with pytest.raises(Overloaded):
+        some.enter("late", sequences=1, priority=0)
 
 
 def test_lower_priority_numbers_go_first_and_equals_in_order_of_arrival() -> None:
