@@ -11,7 +11,7 @@ from tests.e2e.conftest import MODEL, Served
 from tests.waiting import eventually
 
 STREAMS = 64
-TOKENS = 32
+TOKENS = 12
 RESTART_S = 240.0
 
 
