@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from enum import Enum
-from typing import cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -99,13 +98,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _owed(self) -> _Awaited | None:
         if self.transport.is_closing():
             return None
-        # uvicorn sets it with the first request.
-        cycle = cast("object | None", self.cycle)
-        if cycle is not None and not self.cycle.response_complete:
+        first = self.cycle is None
+        if not first and not self.cycle.response_complete:
             return None
         if not self._in_head:
             return _Awaited.REST
-        return _Awaited.HEAD if self._head_bytes or cycle is None else None
+        return _Awaited.HEAD if first or self._head_bytes else None
 
     def _unwatch(self) -> None:
         self._awaited = None
