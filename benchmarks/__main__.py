@@ -1,151 +1,35 @@
-"""CPU per delivered token of the front door and the worker, beside a bare grpc.aio server's.
-
-The engine is simulated, everything else is real: processes, sockets, tokenizer, text. Both
-servers send one message per token; the ratio is what the text work, the data plane and the hop
-add to (or, by merging, save of) the transport's own cost.
-"""
+"""`python -m benchmarks [cpu | soak | overload]`; without a command it is `cpu`."""
 
 import argparse
-import asyncio
-import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import psutil
-import uvloop
+from benchmarks import cpu
+from benchmarks.overload import command as overload
+from benchmarks.soak import command as soak
 
-from benchmarks.yardstick import MESSAGE
-from runtime.grpc_client import RpcChannel
-from wire import inference_pb2 as pb
-from wire.pool import KSERVE, rpc_types
-
-START_LIMIT_S = 60.0
-STEP_MS = 20.0
-# The simulator's step is 6 ms and 15 µs per sequence: this makes 64 of them take about STEP_MS.
-SPEEDUP = 0.35
+COMMANDS = {"cpu": cpu, "soak": soak, "overload": overload}
 
 
-@contextmanager
-def penstock(folder: Path, name: str, *arguments: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Run a penstock process; yields its pid and what its ready file says."""
-    ready = folder / f"{name}.json"
-    command = [str(Path(sys.executable).with_name("penstock")), *arguments]
-    command += ["--metrics-port", "0", "--grpc-port", "0", "--ready-file", str(ready)]
-    command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]
-    command += ["--log-level", "warning"]
-    process = subprocess.Popen(command)
-    try:
-        asyncio.run(_wait_for(ready, process))
-        yield process.pid, json.loads(ready.read_text())
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-async def _wait_for(ready: Path, process: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(START_LIMIT_S):
-        while not ready.exists():
-            if process.poll() is not None:
-                raise SystemExit(f"penstock ended with {process.returncode} before it was ready")
-            await asyncio.sleep(0.05)
-
-
-@contextmanager
-def yardstick() -> Iterator[tuple[int, str]]:
-    """Run the bare server; yields its pid and address."""
-    command = [sys.executable, "-m", "benchmarks.yardstick", str(STEP_MS / 1000)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.pid, process.stdout.readline().strip()
-        finally:
-            process.kill()
-
-
-def cpu_s(pid: int) -> float:
-    """User and system seconds of a process so far."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
-
-
-def text_request(tokens: int) -> Any:
-    """A streaming request for exactly `tokens` tokens."""
-    request = pb.ModelInferRequest(model_name="sim", id="1")
-    sampling = json.dumps({"max_tokens": tokens, "ignore_eos": True, "temperature": 0}).encode()
-    for name, value in {"text_input": b"word " * 100, "sampling_parameters": sampling}.items():
-        request.inputs.add(name=name, datatype="BYTES", shape=[1])
-        request.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
-    request.inputs.add(name="stream", datatype="BOOL", shape=[1])
-    request.raw_input_contents.append(b"\1")
-    return request
-
-
-async def load(address: str, request: Any, *, streams: int) -> int:
-    """Run `streams` streams at once; returns how many messages came."""
-    channel = RpcChannel(address, rpc_types=rpc_types, keepalive_s=None)
-
-    async def one() -> int:
-        async with channel.stream(KSERVE, "ModelStreamInfer") as stream:
-            stream.send(request)
-            stream.half_close()
-            return sum([1 async for answer in stream if _checked(answer)])
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one()) for _ in range(streams)]
-    await channel.close()
-    return sum(task.result() for task in tasks)
-
-
-def _checked(answer: Any) -> bool:
-    if answer.error_message:
-        raise SystemExit(f"the server answered: {answer.error_message}")
-    return True
-
-
-def measure(pids: dict[str, int], address: str, request: Any, streams: int) -> tuple[Any, int]:
-    """Return CPU seconds per process name, and messages received."""
-    uvloop.run(load(address, request, streams=min(streams, 8)))
-    before = {name: cpu_s(pid) for name, pid in pids.items()}
-    messages = uvloop.run(load(address, request, streams=streams))
-    return {name: cpu_s(pid) - before[name] for name, pid in pids.items()}, messages
-
-
-def main() -> None:
-    """Measure and print one JSON object."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command's options; `run` among them is what to call with them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--streams", type=int, default=64, help="concurrent streams")
-    parser.add_argument("--tokens", type=int, default=400, help="tokens per stream")
-    options = parser.parse_args()
-    streams, tokens = options.streams, options.tokens
-    total = streams * tokens
-    plain = pb.ModelInferRequest(id=str(tokens))
-    with yardstick() as (pid, address):
-        bare, bare_messages = measure({"bare": pid}, address, plain, streams)
-    worker_flags = ("--engine", "sim", "--model-name", "sim", "--sim-speedup", str(SPEEDUP))
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        penstock(Path(scratch), "worker", "worker", "smollm2", *worker_flags) as (worker, _),
-        penstock(Path(scratch), "frontend", "frontend", "--no-http") as (front, ready),
-    ):
-        pids = {"front_door": front, "worker": worker}
-        spent, messages = measure(pids, ready["grpc"], text_request(tokens), streams)
-    bare_us = bare["bare"] / bare_messages * 1e6
-    report = {
-        "streams": streams,
-        "tokens": total,
-        "messages_per_token": round(messages / total, 3),
-        "message_bytes": len(MESSAGE),
-        "bare_grpc_aio_us_per_message": round(bare_us, 2),
-        **{f"{name}_us_per_token": round(s / total * 1e6, 2) for name, s in spent.items()},
-        "front_door_over_bare": round(spent["front_door"] / total * 1e6 / bare_us, 2),
-    }
-    print(json.dumps(report, indent=2))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        about = (module.__doc__ or "").partition("\n")[0]
+        command = commands.add_parser(name, help=about, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    named = bool(argv) and (argv[0] in COMMANDS or argv[0] in ("-h", "--help"))
+    return parser.parse_args(argv if named else ["cpu", *argv])
+
+
+def main() -> int:
+    """Run one benchmark; returns its exit code."""
+    options = parse(sys.argv[1:])
+    code: int = options.run(options)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

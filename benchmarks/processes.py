@@ -1,0 +1,90 @@
+"""Penstock's processes for a measurement: started, waited for, looked at, stopped."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+START_LIMIT_S = 90.0
+STOP_LIMIT_S = 40.0
+MODEL = "sim"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One that is ready; `ready` is what its ready file says, `log` what it writes, as JSON."""
+
+    name: str
+    pid: int
+    ready: dict[str, Any]
+    log: Path
+
+    def errors(self) -> list[str]:
+        """The messages that it has logged as errors."""
+        entries = map(json.loads, self.log.read_text().splitlines())
+        return [entry["message"] for entry in entries if entry["level"] == "error"]
+
+
+@contextmanager
+def fleet(
+    *, front: Sequence[str] = (), worker: Sequence[str] = (), workers: int = 1
+) -> Iterator[list[Process]]:
+    """Run a front door, the first of the list, and simulated workers of one model."""
+    simulated = ("worker", "smollm2", "--engine", "sim", "--model-name", MODEL, *worker)
+    commands = {"front-door": ("frontend", "--expect-model", MODEL, *front)}
+    commands |= {f"worker-{number}": simulated for number in range(workers)}
+    with tempfile.TemporaryDirectory() as folder:
+        started = {name: _start(Path(folder), name, *how) for name, how in commands.items()}
+        try:
+            yield [_ready(Path(folder), name, process) for name, process in started.items()]
+        finally:
+            for process in started.values():
+                process.terminate()
+            for process in started.values():
+                _wait(process)
+
+
+def cpu_s(pid: int) -> float:
+    """User and system seconds of a process so far."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def _start(folder: Path, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a penstock process with free ports; those of one `folder` find each other."""
+    command = [sys.executable, "-m", "cli.main", *arguments]
+    command += ["--metrics-port", "0", "--grpc-port", "0"]
+    command += ["--ready-file", str(folder / f"{name}.json")]
+    command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]
+    command += ["--log-level", "warning", "--log-format", "json"]
+    with (folder / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
+def _ready(folder: Path, name: str, process: subprocess.Popen[bytes]) -> Process:
+    ready, log = folder / f"{name}.json", folder / f"{name}.log"
+    began = time.monotonic()
+    while not ready.exists():
+        if process.poll() is not None:
+            raise SystemExit(f"{name} ended before it was ready:\n{log.read_text()}")
+        if time.monotonic() - began > START_LIMIT_S:
+            raise SystemExit(f"{name} was not ready within {START_LIMIT_S:g} s:\n{log.read_text()}")
+        time.sleep(0.05)
+    return Process(name=name, pid=process.pid, ready=json.loads(ready.read_text()), log=log)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

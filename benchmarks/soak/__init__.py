@@ -1,0 +1,1 @@
+"""Mixed load for minutes: every request ends once, and everything comes back to its level."""

@@ -1,0 +1,142 @@
+"""What the benchmarks conclude from what they see, and that their command line is understood."""
+
+import asyncio
+from random import Random
+from typing import Any
+
+import pytest
+
+from benchmarks import cpu
+from benchmarks.__main__ import parse
+from benchmarks.overload import command as overload
+from benchmarks.overload.generator import Fate, Plan
+from benchmarks.soak import command as soak
+from benchmarks.soak.kserve_visits import Answers, ask
+from benchmarks.soak.ledger import OK, Fault, Kind, Ledger, Site
+from benchmarks.soak.levels import Sample, growth, not_back
+from benchmarks.soak.openai_visits import Events
+from wire.generate import ChoiceDelta, GenerateDelta, Usage
+
+PLAN = Plan(address="", duration_s=30, tokens=(1, 1), prompt_words=1, patience_s=10, seed=1)
+
+
+def test_without_a_command_the_cpu_is_measured() -> None:
+    assert parse([]).run is cpu.run
+    options = parse(["--streams", "8"])
+    assert (options.run, options.streams) == (cpu.run, 8)
+
+
+def test_each_command_has_options_of_its_own() -> None:
+    options = parse(["soak", "--minutes", "0.5", "--json"])
+    assert (options.run, options.minutes, options.json) == (soak.run, 0.5, True)
+    options = parse(["overload", "--queue-limit", "3"])
+    assert (options.run, options.queue_limit) == (overload.run, 3)
+    with pytest.raises(SystemExit):
+        parse(["soak", "--streams", "8"])
+
+
+def site() -> Site:
+    nothing: Any = None
+    return Site(grpc="", http="", channels=[], client=nothing)
+
+
+def delta(*ids: int, usage: int | None = None) -> GenerateDelta:
+    told = None if usage is None else Usage(prompt_tokens=1, completion_tokens=usage)
+    return GenerateDelta(choices=[ChoiceDelta(token_ids=list(ids))], usage=told)
+
+
+def test_an_answer_with_its_end_is_good_once_all_its_tokens_came() -> None:
+    request = ask(Random(1))
+    answers = Answers(site(), [request])
+    answers.take_delta(request.request_id, delta(1, 2))
+    assert not answers.complete
+    answers.take_delta(request.request_id, delta(3, usage=3))
+    assert answers.complete
+    assert answers.outcomes() == [OK]
+
+
+def test_lost_tokens_and_answers_of_others_are_faults() -> None:
+    first, second = (ask(Random(1)) for _ in range(2))
+    answers = Answers(site(), [first, second])
+    answers.take_delta(first.request_id, delta(1, 2, usage=2))
+    with pytest.raises(Fault, match="tokens of another request"):
+        answers.take_delta(second.request_id, delta(1, 3, usage=2))
+    with pytest.raises(Fault, match="1 tokens came, 2 were counted"):
+        Answers(site(), [first]).take_delta(first.request_id, delta(1, usage=2))
+    with pytest.raises(Fault, match="nobody asked"):
+        answers.take_delta("stranger", delta(1))
+
+
+def test_events_after_the_end_and_choices_without_one_are_faults() -> None:
+    events = Events(choices=1)
+    with pytest.raises(Fault, match="0 of 1 choices were finished"):
+        events.take("data: [DONE]")
+    for line in ('data: {"choices": [{"index": 0, "finish_reason": "stop"}]}', "", "data: [DONE]"):
+        events.take(line)
+    assert events.end == OK
+    with pytest.raises(Fault, match="went on after its end"):
+        events.take('data: {"error": {"code": "internal"}}')
+
+
+async def test_a_visit_is_accounted_for_and_what_is_unexpected_is_a_fault() -> None:
+    async def good(place: Site, rng: Random) -> list[str]:
+        return [OK, OK]
+
+    async def strange(place: Site, rng: Random) -> list[str]:
+        return ["internal"]
+
+    async def broken(place: Site, rng: Random) -> list[str]:
+        raise ExceptionGroup("many", [Fault("two ends")])
+
+    ledger = Ledger()
+    async with asyncio.TaskGroup() as group:
+        for visit in (good, strange, broken):
+            kind = Kind(visit.__name__, 1, visit)
+            group.create_task(ledger.play(kind, site(), Random(1)))
+    assert ledger.outcomes["good"] == {OK: 2}
+    assert ledger.faults == ["strange: ended with internal", "broken: Fault('two ends')"]
+
+
+def sample(at_s: float = 0.0, rss_mib: float = 100.0, **levels: float) -> Sample:
+    return Sample(at_s=at_s, rss_mib=rss_mib, cpu_s=0.0, levels=levels)
+
+
+def test_levels_that_did_not_return_are_named() -> None:
+    before = {"door": sample(descriptors=20, threads=9, requests_in_flight=0)}
+    assert not_back(before, before) == []
+    after = {"door": sample(descriptors=18, threads=11, requests_in_flight=-1)}
+    assert not_back(before, after) == ["door: requests_in_flight is -1, was 0 before the load"]
+    after = {"door": sample(descriptors=21, threads=12, requests_in_flight=0)}
+    assert len(not_back(before, after)) == 2
+
+
+def test_memory_is_fitted_over_the_second_half() -> None:
+    looks = [sample(at_s=30.0 * n, rss_mib=100 + max(0, n - 5)) for n in range(10)]
+    fit = growth(looks)
+    assert fit is not None
+    assert (fit.samples, fit.mib, fit.mib_per_hour, fit.r_squared) == (5, 4.0, 120.0, 1.0)
+    assert growth(looks[:6]) is None
+
+
+def test_overload_counts_what_came_after_clients_gave_up_for_the_first_time() -> None:
+    fates = [
+        Fate(1.0, 1.0, 1.5, 2.0, "ok", 10),  # before that
+        Fate(11.0, 11.0, 12.0, 15.0, "ok", 20),
+        Fate(12.0, 12.5, 15.0, 40.0, "ok", 30),  # ended too late
+        Fate(13.0, 13.0, 13.1, 13.1, "overloaded", 0),
+        Fate(14.0, 14.0, None, 24.0, "deadline_exceeded", 0),
+    ]
+    about = overload.summary(fates, PLAN, load=4.0)
+    assert about["goodput_requests_per_s"] == 0.05
+    assert about["goodput_tokens_per_s"] == 1.0
+    assert about["outcomes"] == {"ok": 0.5, "overloaded": 0.25, "deadline_exceeded": 0.25}
+    assert about["ttft_p50_ms"] == 3000
+    assert about["generator_late_p99_ms"] > 400
+
+
+def test_what_is_left_at_the_highest_load_is_told_as_ratios() -> None:
+    runs = [
+        {"load": load, "goodput_requests_per_s": goodput, "ttft_p99_ms": ttft}
+        for load, goodput, ttft in ((0.5, 5.0, 50.0), (1.0, 9.0, 100.0), (4.0, 8.1, 150.0))
+    ]
+    assert overload.ratios(runs) == {"goodput_over_best": 0.9, "ttft_p99_over_1x": 1.5}
