@@ -1,6 +1,7 @@
 """Log lines on stderr, as text for people or JSON for machines. Standard logging beneath."""
 
 import logging
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ def configure_logging(*, level: str, log_format: str) -> None:
     root.setLevel(logging.WARNING)
     set_log_level(level)
     logging.captureWarnings(True)
+    # C-core writes to stderr by itself, a line for each failed handshake, in a form of its own; it
+    # looks here when it is loaded, which is later.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # noqa: TID251 - written, and here only
 
 
 def set_log_level(level: str) -> None:

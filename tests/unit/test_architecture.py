@@ -132,8 +132,8 @@ def test_only_the_configuration_touches_the_environment() -> None:
         for path in source_of(package)
         if re.search(r"\bos\.(environ|getenv)\b", path.read_text(encoding="utf-8"))
     }
-    # vLLM takes part of its settings from the environment alone: they are written there.
-    assert reading <= {"runtime/config.py", "worker/vllm_start.py"}
+    # vLLM and gRPC take some settings from the environment alone: they are written there.
+    assert reading <= {"runtime/config.py", "runtime/logs.py", "worker/vllm_start.py"}
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
