@@ -100,6 +100,7 @@ def test_a_process_has_the_metrics_that_are_documented(asked: Observed, kind: st
     for family in text_string_to_metric_families(asked.metrics(kind)):
         if family.name.startswith("penstock_"):
             name = family.name + ("_total" if family.type == "counter" else "")
+            assert name in documented, f"{name} of a {kind} is not in docs/operations.md"
             found[name] = family.type
             labels = {frozenset(sample.labels) - {"le"} for sample in family.samples}
             assert labels <= {documented[name].labels}, name
@@ -155,6 +156,15 @@ def test_serve_shows_the_metrics_of_all_its_processes(tmp_path: Path) -> None:
     assert sorted(names) == sorted(documented)
     processes = {sample.labels.get("process") for family in families for sample in family.samples}
     assert processes == {"serve", "front-0", f"{MODEL}-0"}
+
+
+def test_both_ports_show_the_chosen_prefix(tmp_path: Path) -> None:
+    options = ("--target=127.0.0.1:1", "--metrics-prefix=mine")
+    with penstock(tmp_path, "gateway", *FREE[1:], *options) as gateway:
+        for port in ("metrics", "http"):
+            text = get(f"{gateway.ready[port]}/metrics")[1]
+            assert b"\nmine_build_info{" in text
+            assert b"penstock_" not in text
 
 
 def test_promtool_accepts_rules_and_configuration() -> None:
