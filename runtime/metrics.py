@@ -6,7 +6,7 @@ begin with `penstock_`.
 
 import platform
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import copy
 from importlib.metadata import version
 from itertools import accumulate
@@ -65,13 +65,23 @@ def metrics_text(prefix: str) -> bytes:
 class PrefixedRegistry:
     """A registry whose `penstock_` metrics are shown with another prefix; others stay as named."""
 
-    def __init__(self, registry: Collecting, prefix: str) -> None:
+    def __init__(
+        self, registry: Collecting, prefix: str, only: Collection[str] | None = None
+    ) -> None:
         self._registry = registry
         self._prefix = prefix
+        self._only = only
 
     def collect(self) -> Iterable[Metric]:
         """Return renamed copies."""
-        return [self._renamed(metric) for metric in self._registry.collect()]
+        shown = [self._renamed(metric) for metric in self._registry.collect()]
+        if self._only is None:
+            return shown
+        return [metric for metric in shown if any(it.name in self._only for it in metric.samples)]
+
+    def restricted_registry(self, names: Collection[str]) -> "PrefixedRegistry":
+        """Return the families with these samples alone: what `/metrics?name[]=…` asks for."""
+        return PrefixedRegistry(self._registry, self._prefix, names)
 
     def _renamed(self, metric: Metric) -> Metric:
         if self._prefix == PREFIX or not metric.name.startswith(f"{PREFIX}_"):

@@ -114,6 +114,13 @@ async def test_our_metrics_have_the_prefix_that_was_asked_for(url):
     assert b"penstock_" not in body
 
 
+async def test_a_scrape_may_ask_for_some_metrics_alone(url):
+    status, body = await get(url + "/metrics?name[]=things_total")
+    assert status == 200
+    assert b"\nthings_total 1.0" in body
+    assert b"mine_parts" not in body
+
+
 async def test_the_lag_of_the_event_loop_is_measured(url):
     def measured() -> float:
         return REGISTRY.get_sample_value("penstock_event_loop_lag_seconds_count") or 0.0
