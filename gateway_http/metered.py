@@ -7,7 +7,7 @@ from typing import cast
 
 import msgspec
 
-from runtime.errors import Cancelled, ServingError
+from runtime.errors import Cancelled, InternalError, ServingError
 from runtime.request_record import OK, UNKNOWN_MODEL, RequestRecord
 from runtime.tracing import Tracing
 from wire.cards import ModelCard
@@ -35,7 +35,10 @@ class MeteredBackend:
         """Run one request; closing the iterator cancels it."""
         now = time.monotonic()
         record = RequestRecord(
-            request_id=request.request_id, endpoint=request.endpoint, started_s=now
+            request_id=request.request_id,
+            endpoint=request.endpoint,
+            principal=request.principal,
+            started_s=now,
         )
         span = self._tracing.begin(
             request.endpoint, parent=request.traceparent, began_s=now, kind="server"
@@ -44,12 +47,16 @@ class MeteredBackend:
             request = msgspec.structs.replace(request, traceparent=span.traceparent)
         outcome, detail = Cancelled.reason, None
         try:
-            async for delta in self._counted(request, record):
-                if delta.final:
-                    outcome = OK
-                yield delta
+            async with aclosing(self._counted(request, record)) as deltas:
+                async for delta in deltas:
+                    if delta.final:
+                        outcome = OK
+                    yield delta
         except ServingError as error:
             outcome, detail = error.reason, error.message
+            raise
+        except Exception:
+            outcome = InternalError.reason
             raise
         finally:
             record.end(outcome, time.monotonic(), detail)
@@ -57,7 +64,7 @@ class MeteredBackend:
 
     async def _counted(
         self, request: GenerateRequest, record: RequestRecord
-    ) -> AsyncIterator[GenerateDelta]:
+    ) -> AsyncGenerator[GenerateDelta, None]:
         deltas = cast("AsyncGenerator[GenerateDelta, None]", self._backend.generate(request))
         record.admitted(request.model if request.model in self._models else UNKNOWN_MODEL)
         async with aclosing(deltas):

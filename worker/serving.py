@@ -275,7 +275,7 @@ def _reachable(address: str, advertise_host: str | None) -> str:
     """Return host:port as others reach it: a wildcard address is no destination."""
     host, _, port = address.rpartition(":")
     if advertise_host is not None:
-        host = advertise_host
+        host = f"[{advertise_host}]" if ":" in advertise_host else advertise_host
     elif host.strip("[]") in _WILDCARDS:
         host = socket.getfqdn()
         if host.startswith("localhost"):
