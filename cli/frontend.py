@@ -324,6 +324,7 @@ class FrontendProcess:
 
         if self._config.ready_file is not None:
             remove_ready_file(self._config.ready_file)
+        self._door.withdraw()
         self._show_ready()
 
     async def _refuse_new(self, tasks: asyncio.TaskGroup) -> None:

@@ -114,7 +114,7 @@ async def _run(config: GatewayProcessConfig) -> None:
             backend = KServeBackend(channel, limits=keys, passes_keys_on=passes_keys_on)
             http = HttpServer(
                 create_app(
-                    MeteredBackend(backend, tracing),
+                    MeteredBackend(backend, tracing, lambda: stop.requested),
                     settings,
                     lambda: metrics_text(config.metrics_prefix),
                     access=keys,

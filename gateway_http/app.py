@@ -156,7 +156,7 @@ def _add_status(app: FastAPI, backend: Backend, metrics: Callable[[], bytes]) ->
     async def live() -> Response:
         return _json({"status": "live"})
 
-    @app.get("/ready", summary="Whether every model has a worker", tags=["status"])
+    @app.get("/ready", summary="Whether a model has a worker", tags=["status"])
     @app.get("/health", summary="Same as /ready", tags=["status"])
     async def ready() -> Response:
         if await backend.is_ready():

@@ -1,13 +1,14 @@
 """Accounts for the requests of a gateway that stands alone: the front door does its own."""
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import cast
 
 import msgspec
 
-from runtime.errors import Cancelled, InternalError, ServingError
+from runtime.errors import Cancelled, Draining, InternalError, ServingError
 from runtime.request_record import OK, UNKNOWN_MODEL, RequestRecord
 from runtime.tracing import Tracing
 from wire.cards import ModelCard
@@ -15,11 +16,17 @@ from wire.generate import Backend, GenerateDelta, GenerateRequest
 
 
 class MeteredBackend:
-    """A Backend around another one: metrics, a log line and a span for each request."""
+    """A Backend around another one: metrics, a log line and a span for each request.
 
-    def __init__(self, backend: Backend, tracing: Tracing) -> None:
+    While `is_stopping`, nothing is ready, and what is cancelled is given up by this process.
+    """
+
+    def __init__(
+        self, backend: Backend, tracing: Tracing, is_stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         self._backend = backend
         self._tracing = tracing
+        self._is_stopping = is_stopping
         # Names that have been answered for: the target alone knows what it serves.
         self._models: set[str] = set()
 
@@ -29,7 +36,7 @@ class MeteredBackend:
 
     async def is_ready(self, model: str | None = None) -> bool:
         """What the other says."""
-        return await self._backend.is_ready(model)
+        return not self._is_stopping() and await self._backend.is_ready(model)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Run one request; closing the iterator cancels it."""
@@ -57,6 +64,10 @@ class MeteredBackend:
             raise
         except Exception:
             outcome = InternalError.reason
+            raise
+        except asyncio.CancelledError:
+            if self._is_stopping():
+                outcome = Draining.reason
             raise
         finally:
             record.end(outcome, time.monotonic(), detail)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from gateway_http.exchange import EXCHANGE, Exchange
 from runtime.errors import InvalidRequest
+from runtime.options import DAY_S
 
 TIMEOUT_HEADER = "x-request-timeout"
 
@@ -57,4 +58,4 @@ def _asked_timeout_s(text: str | None) -> float | None:
             f"{TIMEOUT_HEADER}: expected a number of seconds above 0, got {text[:40]!r}",
             param=TIMEOUT_HEADER,
         )
-    return seconds
+    return min(seconds, DAY_S)

@@ -108,8 +108,9 @@ class RequestRecord:
     """
 
     __slots__ = (
-        "_gaps", "_in_flight", "cached_tokens", "endpoint", "first_s", "input_tokens", "last_s",
-        "model", "output_tokens", "principal", "queued_s", "request_id", "started_s", "worker",
+        "_gaps", "_in_flight", "_last_of_first_s", "cached_tokens", "endpoint", "first_s",
+        "input_tokens", "last_s", "model", "output_tokens", "principal", "queued_s", "request_id",
+        "started_s", "waiting", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -121,9 +122,10 @@ class RequestRecord:
         self.started_s = started_s
         self.model = UNKNOWN_MODEL
         self.worker: str | None = None
+        self.waiting = False
         self.queued_s: float | None = None
         self.first_s: float | None = None
-        self.last_s = started_s
+        self.last_s = self._last_of_first_s = started_s
         self.input_tokens = self.cached_tokens = self.output_tokens = 0
         self._in_flight: Gauge | None = None
 
@@ -142,13 +144,21 @@ class RequestRecord:
     def token(self, now: float, *, first_choice: bool) -> None:
         """A delta came."""
         if self.first_s is None:
-            self.first_s = now
+            self.first_s = self._last_of_first_s = now
         elif first_choice:
-            self._gaps.observe(now - self.last_s)
+            self._gaps.observe(now - self._last_of_first_s)
+            self._last_of_first_s = now
         self.last_s = now
+
+    def end_wait(self, now: float) -> None:
+        """The wait for a place is over; `waiting` says that there is one."""
+        if self.waiting:
+            self.waiting = False
+            self.queued_s = now - self.started_s
 
     def end(self, outcome: str, now: float, detail: str | None = None) -> None:
         """Tell everything, once."""
+        self.end_wait(now)
         REQUESTS.labels(self.model, self.endpoint, outcome).inc()
         if outcome == Cancelled.reason:
             DISCONNECTS.labels(self.endpoint).inc()

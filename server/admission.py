@@ -21,7 +21,8 @@ class Admission:
         self._config = config
         self._start = start
         self._places: dict[str, Places[Flight]] = {}
-        self._filling = False
+        self._filling: set[str] = set()
+        self._closed = False
 
     @property
     def waiting(self) -> int:
@@ -37,6 +38,7 @@ class Admission:
         if places.enter(flight, sequences=request.sampling.n, priority=request.priority):
             return True
         QUEUED.labels(flight.model.card.name).set(places.waiting)
+        flight.record.waiting = True
         if config.queue_timeout_s:
             flight.call_later(config.queue_timeout_s, lambda: self._waited_too_long(flight))
         return False
@@ -47,6 +49,10 @@ class Admission:
         if places is not None:
             places.leave(flight)
             self._fill(places, flight.model)
+
+    def close(self) -> None:
+        """Start nobody any more: all are about to end."""
+        self._closed = True
 
     def workers_changed(self, model: ServedModel) -> None:
         """More workers are more places; without any nobody shall wait."""
@@ -70,23 +76,24 @@ class Admission:
         return places
 
     def _waited_too_long(self, flight: Flight) -> None:
-        if flight.record.queued_s is None:
+        if flight.record.waiting:
             limit_s = self._config.queue_timeout_s
             flight.generation.fail(Overloaded(f"no place became free within {limit_s:g} s"))
 
     def _fill(self, places: Places[Flight], model: ServedModel) -> None:
-        if self._filling:
+        name = model.card.name
+        if name in self._filling:
             return  # a request that fails at its start leaves: the loop below goes on
-        self._filling = True
+        self._filling.add(name)
         try:
-            while (flight := places.next()) is not None:
+            while not self._closed and (flight := places.next()) is not None:
                 self._start_queued(flight)
         finally:
-            self._filling = False
-        QUEUED.labels(model.card.name).set(places.waiting)
+            self._filling.discard(name)
+        QUEUED.labels(name).set(places.waiting)
 
     def _start_queued(self, flight: Flight) -> None:
-        flight.record.queued_s = time.monotonic() - flight.record.started_s
+        flight.record.end_wait(time.monotonic())
         try:
             self._start(flight)
         except Exception as error:  # noqa: BLE001 - nobody else would end this request

@@ -59,6 +59,7 @@ class DataPlane:
         self._idle.set()
         self._stall_timer: asyncio.TimerHandle | None = None
         self._giving_up = False
+        self.withdrawn = False
         self.draining = False
         fleet.on_workers_change = self._admission.workers_changed
 
@@ -72,6 +73,10 @@ class DataPlane:
         """Requests among them that wait for a place."""
         return self._admission.waiting
 
+    def withdraw(self) -> None:
+        """Say that nothing is ready from now on; requests are still taken."""
+        self.withdrawn = True
+
     def drain(self) -> None:
         """Refuse new requests from now on."""
         self.draining = True
@@ -79,6 +84,7 @@ class DataPlane:
     def fail_all(self, error: ServingError) -> None:
         """End every running request with `error`."""
         self._giving_up = True
+        self._admission.close()
         for generation in list(self._flights):
             generation.fail(error)
 
@@ -139,7 +145,8 @@ class DataPlane:
 
     async def is_ready(self, model: str | None = None) -> bool:
         """Whether `model` has a worker, or without a name any model."""
-        return self._fleet.is_ready() if model is None else self._fleet.model(model).ready
+        ready = self._fleet.is_ready() if model is None else self._fleet.model(model).ready
+        return ready and not self.withdrawn
 
     def release(
         self, generation: Generation, *, cancel: bool, error: ServingError | None = None
@@ -149,6 +156,8 @@ class DataPlane:
         if flight is None:
             return
         flight.cancel_timers()
+        if flight.encoding is not None:
+            flight.encoding.cancel()
         self._limits.leave(generation.request.principal)
         if flight.link is not None:
             if cancel:
@@ -179,6 +188,7 @@ class DataPlane:
         ):
             return False
         flight.failed_workers |= {flight.link.instance.instance_id}
+        flight.link.finished(flight.slot)
         flight.link = None
         flight.model.router.finished(flight.key, time.monotonic())
         try:
@@ -222,13 +232,17 @@ class DataPlane:
         codec, request = flight.model.codec, flight.generation.request
         if codec.is_long(request):
             loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._text_threads, codec.encode_request, request)
-            future.add_done_callback(lambda done: self._encoded(flight, done))
+            encoding = loop.run_in_executor(self._text_threads, codec.encode_request, request)
+            encoding.add_done_callback(lambda done: self._encoded(flight, done))
+            flight.encoding = encoding
         else:
             self._dispatch(flight, codec.encode_request(request))
 
     def _encoded(self, flight: Flight, done: "asyncio.Future[EncodedPrompt]") -> None:
-        if flight.generation.ended or done.cancelled():
+        if done.cancelled():
+            return
+        if flight.generation.ended:
+            done.exception()  # nobody asks for it any more
             return
         try:
             self._dispatch(flight, done.result())

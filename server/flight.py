@@ -29,6 +29,7 @@ class Flight:
     model: ServedModel
     key: str
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    encoding: "asyncio.Future[EncodedPrompt] | None" = None
     prompt: EncodedPrompt | None = None
     link: WorkerLink | None = None
     slot: int = -1

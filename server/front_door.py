@@ -78,6 +78,10 @@ class FrontDoor:
         finally:
             self._text_threads.shutdown(wait=False, cancel_futures=True)
 
+    def withdraw(self) -> None:
+        """Say to all who ask that nothing is ready."""
+        self._plane.withdraw()
+
     def drain(self) -> None:
         """Refuse new requests; running ones go on."""
         self._plane.drain()

@@ -20,6 +20,7 @@ class KServeService:
 
     def __init__(self, fleet: Fleet, plane: DataPlane) -> None:
         self._fleet = fleet
+        self._plane = plane
         calls = InferCalls(plane)
         self.service = Service(
             name=KSERVE,
@@ -40,7 +41,7 @@ class KServeService:
         return pb.ServerLiveResponse(live=True)
 
     async def _server_ready(self, message: Any, info: CallInfo) -> Any:
-        return pb.ServerReadyResponse(ready=self._fleet.is_ready())
+        return pb.ServerReadyResponse(ready=await self._plane.is_ready())
 
     async def _server_metadata(self, message: Any, info: CallInfo) -> Any:
         return pb.ServerMetadataResponse(
@@ -49,7 +50,8 @@ class KServeService:
 
     async def _model_ready(self, message: Any, info: CallInfo) -> Any:
         try:
-            return pb.ModelReadyResponse(ready=self._model(message).ready)
+            ready = self._model(message).ready and not self._plane.withdrawn
+            return pb.ModelReadyResponse(ready=ready)
         except ServingError:
             return pb.ModelReadyResponse(ready=False)
 

@@ -12,6 +12,7 @@ T = TypeVar("T")
 # When every place is taken, a queue of a quarter of them makes a request wait for as long as a
 # quarter of an answer takes. A longer one serves no more requests, all of them later.
 _PLACES_PER_WAITING = 4
+_KEPT_GONE = 16
 
 
 class Places(Generic[T]):
@@ -53,8 +54,9 @@ class Places(Generic[T]):
 
     def leave(self, item: T) -> None:
         """Give up the place, or the wait for one. Unknown items are ignored."""
-        self._waiting.pop(item, None)
         self._used -= self._running.pop(item, 0)
+        if self._waiting.pop(item, None) is not None:
+            self._forget_the_gone()
 
     def next(self) -> T | None:
         """Give a free place to whoever is first; None when nobody waits or nothing fits."""
@@ -75,6 +77,12 @@ class Places(Generic[T]):
     def everyone_waiting(self) -> list[T]:
         """Who waits, in no order."""
         return list(self._waiting)
+
+    def _forget_the_gone(self) -> None:
+        """Keep no more of those who gave up than of those who wait."""
+        if len(self._order) > 2 * len(self._waiting) + _KEPT_GONE:
+            self._order = [entry for entry in self._order if entry[2] in self._waiting]
+            heapq.heapify(self._order)
 
     def _most_waiting(self) -> int:
         if self._queue_limit is not None:

@@ -14,7 +14,10 @@ from server.config import FrontDoorConfig
 from tests.integration.kserve_client import ask, ids_by_request, infer, is_final, open_stream, read
 from tests.integration.stack import Stack, running_stack
 from tests.waiting import eventually
-from wire.pool import rpc_types
+from wire import inference_pb2 as pb
+from wire.generate import GenerateRequest
+from wire.pool import KSERVE, rpc_types
+from wire.sampling import make_sampling
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
@@ -213,6 +216,73 @@ async def test_what_still_runs_at_the_drain_limit_ends_with_one_error(model_fold
         assert "stopped before the request was complete" in answers[-1].error_message
         assert waiting.result() == "draining"
         await eventually(lambda: stack.engine_load == 0)
+        await channel.close()
+
+
+async def test_giving_up_starts_nobody_who_waits(model_folder: Path) -> None:
+    config = FrontDoorConfig(worker_concurrency=1, queue_limit=9)
+    async with running_stack(model_folder, sim=SLOW, config=config) as stack:
+        labels = {"model": "sim", "worker": "worker-0", "policy": "round-robin"}
+        sent_before = value("router_decisions_total", **labels)
+        channel = channel_to(stack)
+        async with open_stream(channel) as stream:
+            for number in range(4):
+                stream.send(ask(str(number), max_tokens=4000))
+            await eventually(lambda: stack.door.in_flight == 4)
+            stack.door.drain()
+            stack.door.give_up()
+            answers = await read(stream, finals=4)
+        assert all("stopped before" in answer.error_message for answer in answers[-4:])
+        assert value("router_decisions_total", **labels) - sent_before == 1
+        assert value("requests_queued", model="sim") == 0
+        await channel.close()
+
+
+async def test_who_gives_up_while_waiting_is_in_the_metric_of_waits(model_folder: Path) -> None:
+    config = FrontDoorConfig(worker_concurrency=1, queue_limit=9, queue_timeout_s=0.05)
+    before = value("queue_seconds_count", model="sim")
+    async with running_stack(model_folder, sim=SLOW, config=config) as stack:
+        channel = channel_to(stack)
+        async with open_stream(channel) as stream:
+            stream.send(ask("long", max_tokens=60))
+            await eventually(lambda: stack.engine_load == 1)
+            with pytest.raises(Overloaded):
+                await infer(channel, ask("waits", stream=False))
+            await read(stream)
+        await channel.close()
+    assert value("queue_seconds_count", model="sim") - before == 1
+
+
+async def test_long_prompts_of_clients_that_left_are_not_encoded(model_folder: Path) -> None:
+    async with running_stack(model_folder, sim=FAST) as stack:
+        plane = stack.door._plane
+        request = GenerateRequest(
+            request_id="long",
+            model="sim",
+            prompt="word " * 200_000,
+            sampling=make_sampling({"temperature": 0}),
+        )
+        encodings = []
+        for _ in range(20):
+            generation = plane.begin(request)
+            encodings.append(plane._flights[generation].encoding)
+            generation.cancel()
+        cancelled = [it for it in encodings if it is not None and it.cancelled()]
+        assert len(cancelled) >= 19
+        assert stack.door.in_flight == 0
+
+
+async def test_a_withdrawn_server_is_not_ready_and_still_takes_requests(model_folder: Path) -> None:
+    async with running_stack(model_folder, sim=FAST) as stack:
+        channel = channel_to(stack)
+        stack.door.withdraw()
+        server = await channel.unary(KSERVE, "ServerReady", pb.ServerReadyRequest(), timeout_s=5)
+        model = await channel.unary(
+            KSERVE, "ModelReady", pb.ModelReadyRequest(name="sim"), timeout_s=5
+        )
+        assert (server.ready, model.ready) == (False, False)
+        assert not await stack.door.backend.is_ready()
+        assert await infer(channel, ask("late", stream=False))
         await channel.close()
 
 

@@ -104,6 +104,13 @@ async def test_a_priority_beyond_the_wire_is_refused_by_name(setup: Setup, prior
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "priority")
 
 
+@pytest.mark.parametrize("seconds", ["1e13", "1e300"])
+async def test_a_time_limit_beyond_all_measure_is_a_long_one(setup: Setup, seconds: str) -> None:
+    headers = {"x-request-timeout": seconds}
+    answer = await setup.http.post("/v1/completions", json=GREEDY, headers=headers)
+    assert answer.status_code == 200
+
+
 async def test_prompts_of_ids_are_named_as_openai_does(setup: Setup) -> None:
     for prompt in ([2**30], [5] * setup.stack.workers[0].card.context_length):
         answer = await setup.http.post("/v1/completions", json={**GREEDY, "prompt": prompt})

@@ -126,3 +126,15 @@ def test_what_runs_fits_and_nothing_is_lost(
         assert some.waiting == len(waiting)
         assert sum(running.values()) <= capacity or len(running) == 1
         assert running or not waiting
+
+
+def test_those_who_gave_up_are_not_kept_behind_a_head_that_cannot_start() -> None:
+    narrow = places(2, queue_limit=3)
+    narrow.enter("running", sequences=2, priority=0)
+    narrow.enter("head", sequences=2, priority=0)
+    for number in range(1000):
+        narrow.enter(f"gone-{number}", sequences=1, priority=0)
+        narrow.leave(f"gone-{number}")
+    assert len(narrow._order) < 40
+    narrow.leave("running")
+    assert (narrow.next(), narrow.next(), narrow.waiting) == ("head", None, 0)
