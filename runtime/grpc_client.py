@@ -97,12 +97,11 @@ class RpcChannel:
             known = start, self._parser(service, method)
             self._unary[service, method] = known
         start, parse = known
+        call = start(message.SerializeToString(), timeout=timeout_s, metadata=self._pairs(metadata))
         try:
-            data = await start(
-                message.SerializeToString(), timeout=timeout_s, metadata=self._pairs(metadata)
-            )
+            data = await call
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
+            raise _end_of(call, error) from None
         return parse(data)
 
     def stream(
@@ -217,7 +216,7 @@ class ClientStream:
         try:
             data = await anext(self._responses)
         except grpc.aio.AioRpcError as error:
-            raise self._end_of(error) from None
+            raise _end_of(self._call, error) from None
         except asyncio.CancelledError:
             self._raise_if_cancelled_here()
             # grpc has cancelled the call: a later read must not look like its normal end.
@@ -251,16 +250,10 @@ class ClientStream:
         if code is not grpc.StatusCode.OK:
             trailing = await self._call.trailing_metadata()
             details = await self._call.details()
-            raise self._end_of(
-                grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details)
+            raise _end_of(
+                self._call,
+                grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=details),
             )
-
-    def _end_of(self, error: grpc.aio.AioRpcError) -> ServingError:
-        if error.details() != _STATUS_LOST:
-            return error_of(error)
-        if self._call.time_remaining() == 0:
-            return DeadlineExceeded("the deadline passed while a request was being sent")
-        return WorkerLost("the call ended while a request was being sent")
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -278,6 +271,17 @@ class ClientStream:
                     return
                 self._waiter = loop.create_future()
                 await self._waiter
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             # The call is over; its status reaches the reader.
             self._queue.clear()
+
+
+def _end_of(call: Any, error: grpc.aio.AioRpcError) -> ServingError:
+    """Return what a failed call ended with.
+
+    When both sides' deadlines pass, the server's may arrive first, and as a cancellation.
+    """
+    lost = error.details() == _STATUS_LOST
+    if (lost or error.code() is grpc.StatusCode.CANCELLED) and call.time_remaining() == 0:
+        return DeadlineExceeded("the deadline passed")
+    return WorkerLost("the call ended while a request was being sent") if lost else error_of(error)
