@@ -1,6 +1,7 @@
 """Penstock's processes for a measurement: started, waited for, looked at, stopped."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,9 +30,9 @@ class Process:
     log: Path
 
     def errors(self) -> list[str]:
-        """The messages that it has logged as errors."""
-        entries = map(json.loads, self.log.read_text().splitlines())
-        return [entry["message"] for entry in entries if entry["level"] == "error"]
+        """The lines that it has logged as errors, and those that are no log lines of ours."""
+        lines = self.log.read_text().splitlines()
+        return [line for line in lines if line[:1] != "{" or json.loads(line)["level"] == "error"]
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def cpu_s(pid: int) -> float:
 
 def _start(folder: Path, name: str, *arguments: str) -> subprocess.Popen[bytes]:
     """Start a penstock process with free ports; those of one `folder` find each other."""
-    command = [sys.executable, "-m", "cli.main", *arguments]
+    command = [sys.executable, "-m", "cli.main", "--parent-pid", str(os.getpid()), *arguments]
     command += ["--metrics-port", "0", "--grpc-port", "0"]
     command += ["--ready-file", str(folder / f"{name}.json")]
     command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]

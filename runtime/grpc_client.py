@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from runtime.errors import Cancelled, InternalError, ServingError
+from runtime.errors import Cancelled, DeadlineExceeded, InternalError, ServingError, WorkerLost
 from runtime.grpc_errors import error_of
 from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES
 from runtime.grpc_tls import channel_credentials
@@ -98,12 +98,11 @@ class RpcChannel:
             known = start, self._parser(service, method)
             self._unary[service, method] = known
         start, parse = known
+        call = start(message.SerializeToString(), timeout=timeout_s, metadata=self._pairs(metadata))
         try:
-            data = await start(
-                message.SerializeToString(), timeout=timeout_s, metadata=self._pairs(metadata)
-            )
+            data = await call
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
+            raise _end_of(call, error) from None
         return parse(data)
 
     async def is_serving(self, service: str = "", *, timeout_s: float) -> bool:
@@ -237,7 +236,7 @@ class ClientStream:
             status = self._status or error
             if status.code() is grpc.StatusCode.OK:
                 raise StopAsyncIteration from None
-            raise error_of(status) from None
+            raise _end_of(self._call, status) from None
         except asyncio.CancelledError:
             self._raise_if_cancelled_here()
             # grpc has cancelled the call: a later read must not look like its normal end.
@@ -280,7 +279,7 @@ class ClientStream:
 
     def _raise_end(self) -> None:
         if self._status is not None and self._status.code() is not grpc.StatusCode.OK:
-            raise error_of(self._status)
+            raise _end_of(self._call, self._status)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -298,7 +297,7 @@ class ClientStream:
                     return
                 self._waiter = loop.create_future()
                 await self._waiter
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             # The call is over; its status reaches the reader.
             self._queue.clear()
 
@@ -312,3 +311,14 @@ def _result(finished: Coroutine[Any, Any, T]) -> T:
         return result
     finished.close()
     raise AssertionError("the call is not over")
+
+
+def _end_of(call: Any, error: grpc.aio.AioRpcError) -> ServingError:
+    """Return what a failed call ended with.
+
+    When both sides' deadlines pass, the server's may arrive first, and as a cancellation.
+    """
+    lost = error.details() == _FAILED_WRITE
+    if (lost or error.code() is grpc.StatusCode.CANCELLED) and call.time_remaining() == 0:
+        return DeadlineExceeded("the deadline passed")
+    return WorkerLost("the call ended while a request was being sent") if lost else error_of(error)

@@ -148,7 +148,12 @@ class Dispatch:
                 _count(method, Code.OK)
                 return answer
             _count(method, error.code)
-            await context.abort(*status_of(error))
+            try:
+                await context.abort(*status_of(error))
+            except grpc.aio.InternalError:
+                # The peer went away meanwhile, as it does when the deadline passes on both sides.
+                # Raised further, grpc.aio would log it as an error of the server's.
+                raise asyncio.CancelledError from None
             raise AssertionError("abort raises")
 
     def _info(self, method: _Method, context: Context[Any, Any]) -> CallInfo:
