@@ -100,6 +100,7 @@ def test_a_process_has_the_metrics_that_are_documented(asked: Observed, kind: st
     for family in text_string_to_metric_families(asked.metrics(kind)):
         if family.name.startswith("penstock_"):
             name = family.name + ("_total" if family.type == "counter" else "")
+            assert name in documented, f"{name} of a {kind} is not in docs/operations.md"
             found[name] = family.type
             labels = {frozenset(sample.labels) - {"le"} for sample in family.samples}
             assert labels <= {documented[name].labels}, name
