@@ -63,6 +63,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     command = [str(Path(sys.executable).with_name("penstock")), "serve", MODEL]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     command += ["--ready-file", str(ready_path), "--discovery-path", str(discovery)]
+    # 64 streams take their time on two cores, more so beside other work.
+    command += ["--drain-timeout-s", "240"]
     command += ["--", "--max-model-len", "2048"]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -1,4 +1,7 @@
-"""SIGHUP to `penstock serve` replaces front door and vLLM worker under load."""
+"""SIGHUP to `penstock serve` replaces front door and vLLM worker under load.
+
+Named so that it runs before the tests that end with stopping the shared server.
+"""
 
 import asyncio
 import signal
@@ -11,7 +14,7 @@ from tests.e2e.conftest import MODEL, Served
 from tests.waiting import eventually
 
 STREAMS = 64
-TOKENS = 12
+TOKENS = 8
 RESTART_S = 240.0
 
 
