@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from runtime.errors import Cancelled, DeadlineExceeded, InternalError, ServingError, WorkerLost
+from runtime.errors import Cancelled, DeadlineExceeded, InternalError, ServingError
 from runtime.grpc_errors import error_of
 from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES
 from runtime.grpc_tls import channel_credentials
@@ -321,4 +321,4 @@ def _end_of(call: Any, error: grpc.aio.AioRpcError) -> ServingError:
     lost = error.details() == _FAILED_WRITE
     if (lost or error.code() is grpc.StatusCode.CANCELLED) and call.time_remaining() == 0:
         return DeadlineExceeded("the deadline passed")
-    return WorkerLost("the call ended while a request was being sent") if lost else error_of(error)
+    return error_of(error)

@@ -25,6 +25,9 @@ class EndedCall:
             self._now = account
             callback(self)
 
+    def time_remaining(self) -> float | None:
+        return None
+
     async def code(self) -> grpc.StatusCode:
         return self._now[0]
 
