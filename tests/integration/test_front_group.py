@@ -83,7 +83,7 @@ def test_requests_spread_over_the_front_doors_and_are_counted_in_one_place(group
     for _ in range(24):  # each on a connection of its own
         assert answers(group)
     # That all went to the same one of two has odds of 1 to 8 million.
-    counts = metric(group, "penstock_gateway_requests_total")
+    counts = metric(group, "penstock_http_requests_total")
     assert counts.keys() == {"front-0", "front-1"}
     assert sum(counts.values()) == 24
     # Whichever front door answers on the shared port, it shows the same.
