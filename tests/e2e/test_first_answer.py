@@ -249,6 +249,7 @@ def test_openai_errors_have_their_status_and_shape(served: Served) -> None:
     assert invalid.value.param == "temperature"
 
 
+@pytest.mark.timeout(240)
 def test_killing_the_worker_gives_one_error_and_serve_brings_it_back(
     served: Served, reference: tuple[str, list[int]]
 ) -> None:
