@@ -1,6 +1,6 @@
 """Settings of the front door."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from router.policies import POLICIES
 from runtime.errors import InvalidConfig
@@ -37,17 +37,7 @@ class FrontDoorConfig:
                 f"router_policy must be one of {', '.join(POLICIES)}, got {self.router_policy!r}",
                 param="router_policy",
             )
-        for name, value in (
-            ("request_timeout_s", self.request_timeout_s),
-            ("first_token_timeout_s", self.first_token_timeout_s),
-            ("token_timeout_s", self.token_timeout_s),
-            ("connect_retry_max_s", self.connect_retry_max_s),
-            ("max_in_flight", self.max_in_flight),
-            ("worker_concurrency", self.worker_concurrency),
-            ("queue_limit", self.queue_limit or 0),
-            ("queue_timeout_s", self.queue_timeout_s),
-            ("max_tokens_limit", self.max_tokens_limit),
-            ("max_choices", self.max_choices),
-        ):
-            if not value >= 0:
-                raise InvalidConfig(f"{name} must not be negative", param=name)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value >= 0:
+                raise InvalidConfig(f"{field.name} must not be negative", param=field.name)
