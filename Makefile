@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --include_imports \
-	--descriptor_set_out=$(1)/inference.binpb --pyi_out=$(1) $(notdir $(wildcard proto/*.proto))
+	--descriptor_set_out=$(1)/wire.binpb --pyi_out=$(1) inference.proto penstock.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test fast check proto proto-check docs docs-check fmt bench

@@ -3,7 +3,19 @@
 import random
 from collections.abc import Callable
 
-from router.router import Choice, Router, RouteRequest, RouterEvent, WorkerJoined, WorkerLeft
+from router.router import (
+    Active,
+    BusyThresholds,
+    Candidate,
+    Choice,
+    Place,
+    Router,
+    RouteRequest,
+    RouterEvent,
+    RouterStats,
+    WorkerJoined,
+    WorkerLeft,
+)
 
 
 class _Members:
@@ -33,6 +45,7 @@ class _Stateless:
 
     def __init__(self) -> None:
         self._members = _Members()
+        self.thresholds = BusyThresholds()
 
     def observe(self, event: RouterEvent) -> None:
         self._members.observe(event)
@@ -45,6 +58,18 @@ class _Stateless:
 
     def finished(self, request_id: str, now: float) -> None:
         """Nothing to count."""
+
+    def explain(self, request: RouteRequest, now: float) -> list[Candidate]:
+        """Every candidate: all are equal."""
+        return [Candidate(place=Place(it)) for it in self._members.candidates(request)]
+
+    def active(self) -> dict[Place, Active]:
+        """Nothing is counted."""
+        return {}
+
+    def stats(self) -> RouterStats:
+        """Nothing is kept."""
+        return RouterStats({}, 0)
 
 
 class RoundRobin(_Stateless):
@@ -61,7 +86,7 @@ class RoundRobin(_Stateless):
             return None
         worker = candidates[self._turn % len(candidates)]
         self._turn += 1
-        return Choice(worker_id=worker, alternatives=tuple(w for w in candidates if w != worker))
+        return Choice(worker_id=worker)
 
 
 class Random(_Stateless):
@@ -77,7 +102,7 @@ class Random(_Stateless):
         if not candidates:
             return None
         worker = self._random.choice(candidates)
-        return Choice(worker_id=worker, alternatives=tuple(w for w in candidates if w != worker))
+        return Choice(worker_id=worker)
 
 
 POLICIES: dict[str, Callable[[], Router]] = {"round-robin": RoundRobin, "random": Random}

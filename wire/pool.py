@@ -16,9 +16,12 @@ from google.protobuf.message_factory import GetMessageClass
 KSERVE = "inference.GRPCInferenceService"
 """The full name of the KServe v2 service."""
 
+FLEET = "penstock.FleetService"
+"""The full name of the service that Penstock's processes have for each other."""
+
 POOL = DescriptorPool()
 
-_SET = files("wire").joinpath("inference.binpb").read_bytes()
+_SET = files("wire").joinpath("wire.binpb").read_bytes()
 for _file in FileDescriptorSet.FromString(_SET).file:
     POOL.Add(_file)
 

@@ -100,7 +100,7 @@ def test_the_wheel_holds_the_packages_and_the_compiled_protocol_and_no_tests(whe
     names = zipfile.ZipFile(wheel).namelist()
     roots = {name.partition("/")[0] for name in names}
     assert {root for root in roots if not root.endswith(".dist-info")} == PACKAGES
-    assert {"wire/inference.binpb", "wire/inference_pb2.pyi"} <= set(names)
+    assert {"wire/wire.binpb", "wire/inference_pb2.pyi"} <= set(names)
 
 
 def test_the_source_distribution_holds_what_it_takes_to_build_and_test(built):

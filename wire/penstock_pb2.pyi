@@ -1,0 +1,181 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class WatchKvEventsRequest(_message.Message):
+    __slots__ = ("since",)
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    since: _containers.RepeatedCompositeFieldContainer[KvPosition]
+    def __init__(self, since: _Optional[_Iterable[_Union[KvPosition, _Mapping]]] = ...) -> None: ...
+
+class KvPosition(_message.Message):
+    __slots__ = ("data_parallel_rank", "log_id", "event_id")
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    data_parallel_rank: int
+    log_id: int
+    event_id: int
+    def __init__(self, data_parallel_rank: _Optional[int] = ..., log_id: _Optional[int] = ..., event_id: _Optional[int] = ...) -> None: ...
+
+class KvEventBatch(_message.Message):
+    __slots__ = ("data_parallel_rank", "log_id", "events", "happened_s")
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    HAPPENED_S_FIELD_NUMBER: _ClassVar[int]
+    data_parallel_rank: int
+    log_id: int
+    events: _containers.RepeatedCompositeFieldContainer[KvEvent]
+    happened_s: float
+    def __init__(self, data_parallel_rank: _Optional[int] = ..., log_id: _Optional[int] = ..., events: _Optional[_Iterable[_Union[KvEvent, _Mapping]]] = ..., happened_s: _Optional[float] = ...) -> None: ...
+
+class KvEvent(_message.Message):
+    __slots__ = ("id", "stored", "removed", "cleared", "snapshot")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    stored: KvBlocks
+    removed: KvBlocks
+    cleared: KvCleared
+    snapshot: KvSnapshot
+    def __init__(self, id: _Optional[int] = ..., stored: _Optional[_Union[KvBlocks, _Mapping]] = ..., removed: _Optional[_Union[KvBlocks, _Mapping]] = ..., cleared: _Optional[_Union[KvCleared, _Mapping]] = ..., snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ...) -> None: ...
+
+class KvBlocks(_message.Message):
+    __slots__ = ("hashes", "parent", "lora_name", "medium")
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    LORA_NAME_FIELD_NUMBER: _ClassVar[int]
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    hashes: bytes
+    parent: int
+    lora_name: str
+    medium: str
+    def __init__(self, hashes: _Optional[bytes] = ..., parent: _Optional[int] = ..., lora_name: _Optional[str] = ..., medium: _Optional[str] = ...) -> None: ...
+
+class KvCleared(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class KvSnapshot(_message.Message):
+    __slots__ = ("hashes", "first", "last")
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    hashes: bytes
+    first: bool
+    last: bool
+    def __init__(self, hashes: _Optional[bytes] = ..., first: _Optional[bool] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class WatchLoadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LoadReport(_message.Message):
+    __slots__ = ("ranks", "draining", "steps", "stalled")
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
+    ranks: _containers.RepeatedCompositeFieldContainer[RankLoad]
+    draining: bool
+    steps: int
+    stalled: bool
+    def __init__(self, ranks: _Optional[_Iterable[_Union[RankLoad, _Mapping]]] = ..., draining: _Optional[bool] = ..., steps: _Optional[int] = ..., stalled: _Optional[bool] = ...) -> None: ...
+
+class RankLoad(_message.Message):
+    __slots__ = ("data_parallel_rank", "running", "waiting", "kv_usage", "cache_queried_tokens", "cache_hit_tokens")
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    KV_USAGE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_QUERIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    data_parallel_rank: int
+    running: int
+    waiting: int
+    kv_usage: float
+    cache_queried_tokens: int
+    cache_hit_tokens: int
+    def __init__(self, data_parallel_rank: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage: _Optional[float] = ..., cache_queried_tokens: _Optional[int] = ..., cache_hit_tokens: _Optional[int] = ...) -> None: ...
+
+class BestWorkerRequest(_message.Message):
+    __slots__ = ("model_name", "token_ids", "lora_name", "cache_salt", "session_id")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LORA_NAME_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    lora_name: str
+    cache_salt: str
+    session_id: str
+    def __init__(self, model_name: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., lora_name: _Optional[str] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+
+class BestWorkerResponse(_message.Message):
+    __slots__ = ("worker_id", "data_parallel_rank", "address", "overlap_blocks", "prompt_blocks", "candidates")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    data_parallel_rank: int
+    address: str
+    overlap_blocks: int
+    prompt_blocks: int
+    candidates: _containers.RepeatedCompositeFieldContainer[RouteCandidate]
+    def __init__(self, worker_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., address: _Optional[str] = ..., overlap_blocks: _Optional[int] = ..., prompt_blocks: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[RouteCandidate, _Mapping]]] = ...) -> None: ...
+
+class RouteCandidate(_message.Message):
+    __slots__ = ("worker_id", "data_parallel_rank", "overlap_blocks", "cost", "active_blocks", "prefill_tokens", "busy")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    data_parallel_rank: int
+    overlap_blocks: int
+    cost: float
+    active_blocks: int
+    prefill_tokens: int
+    busy: bool
+    def __init__(self, worker_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., overlap_blocks: _Optional[int] = ..., cost: _Optional[float] = ..., active_blocks: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., busy: _Optional[bool] = ...) -> None: ...
+
+class WatchActiveLoadRequest(_message.Message):
+    __slots__ = ("model_name",)
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    def __init__(self, model_name: _Optional[str] = ...) -> None: ...
+
+class ActiveLoad(_message.Message):
+    __slots__ = ("ranks",)
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    ranks: _containers.RepeatedCompositeFieldContainer[ActiveRank]
+    def __init__(self, ranks: _Optional[_Iterable[_Union[ActiveRank, _Mapping]]] = ...) -> None: ...
+
+class ActiveRank(_message.Message):
+    __slots__ = ("worker_id", "data_parallel_rank", "active_blocks", "prefill_tokens", "requests")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    data_parallel_rank: int
+    active_blocks: int
+    prefill_tokens: int
+    requests: int
+    def __init__(self, worker_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., active_blocks: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., requests: _Optional[int] = ...) -> None: ...
