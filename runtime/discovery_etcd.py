@@ -254,12 +254,14 @@ class _Lease:
     async def let_go(self) -> None:
         """Renew no more what another lease has taken."""
         self._ended = True
+        self._lost = self._unwritten = False
         with suppress(EtcdFailed):
             await self._client.revoke(self._id)
         self._stop()
 
     def _stop(self) -> None:
         self._ended = True
+        self._lost = self._unwritten = False
         if self.keeping is not None:
             self.keeping.cancel()
 

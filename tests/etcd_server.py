@@ -21,7 +21,6 @@ from runtime.tls import ServerTls
 from tests.waiting import wait_until
 
 TTL_S = 2
-ROOT_PASSWORD = "root's own"
 
 
 def etcd_binary() -> Path:
@@ -49,11 +48,14 @@ class EtcdServer:
         self._folder = folder
         self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
+        self._scheme = "http" if tls is None else "https"
         client, peer, status = _free_ports(3)
-        scheme = "http" if tls is None else "https"
         self.address = f"127.0.0.1:{client}"
-        self.url = f"{scheme}://{self.address}"
         self._peer, self._status = f"http://127.0.0.1:{peer}", f"http://127.0.0.1:{status}"
+
+    @property
+    def url(self) -> str:
+        return f"{self._scheme}://{self.address}"
 
     def options(self, **fields: Any) -> DiscoveryOptions:
         """What finds this server."""
@@ -81,10 +83,10 @@ class EtcdServer:
         self._signal(signal.SIGCONT)
 
     def put(self, key: str, value: bytes) -> None:
-        self.post("kv/put", key=_text(key.encode()), value=_text(value))
+        self.post("kv/put", key=text(key.encode()), value=text(value))
 
     def get(self, key: str) -> bytes | None:
-        found = self.post("kv/range", key=_text(key.encode())).get("kvs")
+        found = self.post("kv/range", key=text(key.encode())).get("kvs")
         return base64.b64decode(found[0].get("value", "")) if found else None
 
     def leases(self) -> list[str]:
@@ -93,16 +95,18 @@ class EtcdServer:
     def compact(self) -> None:
         """Forget all revisions but the present."""
         self.post(
-            "kv/compaction", revision=self.post("kv/range", key=_text(b"x"))["header"]["revision"]
+            "kv/compaction", revision=self.post("kv/range", key=text(b"x"))["header"]["revision"]
         )
 
-    def protect(self, user: str, password: str) -> None:
-        """Demand logins from here on; `user` may read and write everything."""
-        for name, secret, role in (("root", ROOT_PASSWORD, "root"), (user, password, "writer")):
+    def protect(self, user: str, password: str, **nobodies: str) -> None:
+        """Demand logins from here on; `user` may do everything, `nobodies` may log in."""
+        for name, secret in nobodies.items():
+            self.post("auth/user/add", name=name, password=secret)
+        for name, secret, role in (("root", "root's own", "root"), (user, password, "writer")):
             self.post("auth/user/add", name=name, password=secret)
             self.post("auth/role/add", name=role)
             self.post("auth/user/grant", user=name, role=role)
-        everything = {"permType": "READWRITE", "key": _text(b"\0"), "range_end": _text(b"\0")}
+        everything = {"permType": "READWRITE", "key": text(b"\0"), "range_end": text(b"\0")}
         self.post("auth/role/grant", name="writer", perm=everything)
         self.post("auth/enable")
 
@@ -113,13 +117,25 @@ class EtcdServer:
             told: dict[str, Any] = json.load(answer)
             return told
 
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Run at another address in the block, so that clients miss what happens."""
+        address = self.address
+        self.address = f"127.0.0.1:{_free_ports(1)[0]}"
+        try:
+            self.start()
+            yield
+        finally:
+            self.kill()
+            self.address = address
+
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
     def _is_healthy(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "etcd.log").read_text()[-4000:]
+        assert self._process.poll() is None, (self._folder / "etcd.log").readtext()[-4000:]
         try:
             with urllib.request.urlopen(f"{self._status}/health", timeout=2) as answer:
                 return bool(json.load(answer)["health"] == "true")
@@ -163,5 +179,6 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
+    """Bytes as etcd's JSON has them."""
     return base64.b64encode(data).decode()
