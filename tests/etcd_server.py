@@ -99,15 +99,15 @@ class EtcdServer:
         )
 
     def protect(self, user: str, password: str, **nobodies: str) -> None:
-        """Demand logins from here on; `user` may do everything, `nobodies` may log in."""
+        """Demand logins from here on; `user` may write below /penstock/, `nobodies` may log in."""
         for name, secret in nobodies.items():
             self.post("auth/user/add", name=name, password=secret)
         for name, secret, role in (("root", "root's own", "root"), (user, password, "writer")):
             self.post("auth/user/add", name=name, password=secret)
             self.post("auth/role/add", name=role)
             self.post("auth/user/grant", user=name, role=role)
-        everything = {"permType": "READWRITE", "key": text(b"\0"), "range_end": text(b"\0")}
-        self.post("auth/role/grant", name="writer", perm=everything)
+        prefix = {"key": text(b"/penstock/"), "range_end": text(b"/penstock0")}
+        self.post("auth/role/grant", name="writer", perm={"permType": "READWRITE"} | prefix)
         self.post("auth/enable")
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Discovery on a real etcd that is killed, frozen, compacted and protected."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -226,8 +227,16 @@ async def test_a_withdrawal_right_after_an_outage_is_told_at_once(etcd):
         assert time.monotonic() - began < ttl_s / 3
 
 
-async def test_a_dead_endpoint_is_passed_over(etcd):
-    options = etcd.options(etcd_endpoints=(f"http://{DEAD},{etcd.url}",))
+@pytest.fixture(params=["dead", "mute"])
+def bad_endpoint(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One that refuses connections, or one that takes them and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        yield f"{host}:{port}" if request.param == "mute" else DEAD
+
+
+async def test_a_dead_endpoint_is_passed_over(etcd, bad_endpoint):
+    options = etcd.options(etcd_endpoints=(f"http://{bad_endpoint},{etcd.url}",))
     async with discovery(options) as owner, watching(options) as watcher:
         await owner.register(record())
         await eventually(lambda: watcher.known == {"w1": b'{"a":1}'})
