@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from router.policies import POLICIES
+from router.settings import POLICIES
 from runtime.config import option
 from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from router.policies import POLICIES
+from router.settings import POLICIES
 from runtime.errors import InvalidConfig
 
 

@@ -7,8 +7,9 @@ from contextlib import aclosing
 
 import msgspec
 
-from router.policies import POLICIES
+from router.policies import make_router
 from router.router import Router, WorkerJoined, WorkerLeft
+from router.settings import RouterSettings
 from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
 from runtime.errors import ModelNotFound, ModelNotReady, shown_error
 from runtime.grpc_client import RpcChannel
@@ -161,7 +162,7 @@ class Fleet:
             return
         codec = await asyncio.to_thread(TextCodec, card)
         if known is None:
-            router = POLICIES[self._config.router_policy]()
+            router = make_router(RouterSettings(policy=self._config.router_policy))
             self._models[card.name] = ServedModel(card, codec, router)
             return
         if known.links:
