@@ -6,7 +6,11 @@ In blocks, as NVIDIA Dynamo's KV router does (its public documentation, "KV cach
 
 `prefill` are the prompts on the way there that are not computed yet, `uncached` is this prompt
 without what the place holds of it, and `active` what would be in use there with this request among
-the others (router/load.py): blocks of its prompt that they use already do not come on top.
+the others (router/load.py). What running requests have in common with this prompt costs nothing:
+blocks that they use come on top of nothing, and of blocks that they have yet to compute this one
+makes no more work. So equal prompts that come together meet on one place, until what else they
+bring there weighs more than a second computation elsewhere.
+
 At temperature T > 0 place i is taken with the probability
 
     p[i] = exp(-c[i] / T) / sum over j of exp(-c[j] / T),   c = (cost - min) / (max - min)

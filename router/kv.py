@@ -151,20 +151,22 @@ class KvRouter(Policy):
     ) -> Floats:
         """Return each row's cost; unless `exact`, too much for rows that cannot be the cheapest.
 
-        What running requests share with the prompt lies within the overlap. So only rows whose
-        cost could fall to the lowest are asked for it, mostly one or two.
+        What running requests have in common with the prompt lies within the overlap. So only rows
+        whose cost could fall to the lowest are asked for it, mostly one or two.
         """
+        weight = self._settings.overlap_weight
         blocks = len(request.token_ids) / self._settings.block_size
         cost = self._costs(rows, blocks - overlaps) + blocks
         if not overlaps.any():
             return cost
-        least = cost - overlaps
+        least = cost - (1 + weight) * overlaps
         lowest = math.inf
         for at in np.argsort(least).tolist():
             if least[at] > lowest and not exact:
                 break
             if overlaps[at]:
-                cost[at] -= self._load.shared_blocks(int(rows[at]), hashes[: overlaps[at]])
+                used, computing = self._load.shared(int(rows[at]), hashes[: overlaps[at]])
+                cost[at] -= used + weight * computing
             lowest = min(lowest, float(cost[at]))
         return cost
 

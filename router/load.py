@@ -5,7 +5,9 @@ that place meanwhile. In blocks, it has those of its prompt, of which the ones t
 other requests there count once, as vLLM keeps them once, and those of its answer so far.
 """
 
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,7 @@ class _Running:
     hashes: Hashes
     tokens: int  # of prompt and answer
     own_blocks: int  # beside those of `hashes`
+    cached_blocks: int
     prefill_tokens: int
 
 
@@ -55,7 +58,9 @@ class Load:
         self._untold: set[int] = set()  # rows of members that have not reported
         self._capacity = np.zeros(0)
         self._running: dict[str, _Running] = {}
-        self._shared: dict[int, Counter[int]] = {}  # by row: prompt block -> requests that have it
+        # By row: prompt block -> how many requests have it in use, how many have yet to compute it.
+        self._shared: dict[int, Counter[int]] = {}
+        self._computing: dict[int, Counter[int]] = {}
         self._peer_loads: dict[str, dict[Place, Active]] = {}
 
     def joined(self, event: WorkerJoined) -> None:
@@ -115,9 +120,11 @@ class Load:
             hashes=hashes,
             tokens=tokens,
             own_blocks=-(-tokens // self._block_size) - len(hashes),
+            cached_blocks=cached_blocks,
             prefill_tokens=max(0, tokens - cached_blocks * self._block_size),
         )
         self._running[request_id] = running
+        self._computing.setdefault(row, Counter()).update(hashes[cached_blocks:].tolist())
         blocks = len(shared) - before + running.own_blocks
         self._add(_BLOCKS, row, blocks)
         self._add(_PREFILL, row, running.prefill_tokens)
@@ -128,9 +135,7 @@ class Load:
         running = self._running.get(request_id)
         if running is None:
             return
-        if running.prefill_tokens:
-            self._add(_PREFILL, running.row, -running.prefill_tokens)
-            running.prefill_tokens = 0
+        self._computed(running)
         running.tokens += tokens
         more = -(-running.tokens // self._block_size) - len(running.hashes) - running.own_blocks
         if more > 0:
@@ -143,9 +148,9 @@ class Load:
         if running is None:
             return
         row = running.row
-        blocks = self._unshare(row, running.hashes) + running.own_blocks
+        self._computed(running)
+        blocks = _take(self._shared[row], running.hashes) + running.own_blocks
         self._add(_BLOCKS, row, -blocks)
-        self._add(_PREFILL, row, -running.prefill_tokens)
         self._add(_REQUESTS, row, -1)
         self._release_unused(running.place)
 
@@ -158,24 +163,21 @@ class Load:
         unseen += self._all[_BLOCKS, rows]
         return unseen
 
-    def shared_blocks(self, row: int, hashes: Hashes) -> int:
-        """How many blocks at the front of a prompt running requests have in use already.
+    def shared(self, row: int, hashes: Hashes) -> tuple[int, int]:
+        """What of a prompt's first blocks running requests have in use, and are to compute.
 
-        O(log n): what is counted are whole prompts, so that each block comes with all before it.
+        `hashes` are blocks that the place is believed to hold, or to hold soon. O(log n): what is
+        in use are whole prompts, so that each block comes with all before it, and what is not
+        computed yet are their ends.
         """
-        shared = self._shared.get(row)
-        if not shared or not len(hashes):
-            return 0
+        used, computing = self._shared.get(row), self._computing.get(row)
+        if not used or not len(hashes):
+            return 0, 0
         block = hashes.item
-        low, high = 0, len(hashes)
-        middle = high  # mostly all or nothing: the last block is looked up first
-        while low < high:
-            if block(middle - 1) in shared:
-                low = middle
-            else:
-                high = middle - 1
-            middle = (low + high + 1) // 2
-        return low
+        in_use = _first(len(hashes), lambda at: block(at) not in used)
+        if not computing or block(len(hashes) - 1) not in computing:
+            return in_use, 0
+        return in_use, len(hashes) - _first(len(hashes), lambda at: block(at) in computing)
 
     def prefill_tokens(self, rows: Rows) -> NDArray[np.int64]:
         """Prompt tokens that are not computed yet, int64 [len(rows)]."""
@@ -207,6 +209,12 @@ class Load:
         self._own[kind, row] += amount
         self._all[kind, row] += amount
 
+    def _computed(self, running: _Running) -> None:
+        if running.prefill_tokens:
+            self._add(_PREFILL, running.row, -running.prefill_tokens)
+            running.prefill_tokens = 0
+            _take(self._computing[running.row], running.hashes[running.cached_blocks :])
+
     def _row(self, place: Place) -> int:
         row = self._table.row(place)
         if row is None:
@@ -229,21 +237,30 @@ class Load:
         if row is None or self._own[_REQUESTS, row] or self._table.is_member(place):
             return
         self._shared.pop(row, None)
+        self._computing.pop(row, None)
         self._table.release(place)
-
-    def _unshare(self, row: int, hashes: Hashes) -> int:
-        """Take a request's prompt away; returns how many of its blocks no other request has."""
-        shared, gone = self._shared[row], 0
-        for block in hashes.tolist():
-            requests = shared[block]
-            if requests > 1:
-                shared[block] = requests - 1
-            else:
-                del shared[block]
-                gone += 1
-        return gone
 
     def _of_peers(self, place: Place) -> NDArray[np.int64]:
         loads = [load[place] for load in self._peer_loads.values() if place in load]
         total: NDArray[np.int64] = np.array(loads, np.int64).reshape(-1, 3).sum(axis=0)
         return total
+
+
+def _first(count: int, fits: Callable[[int], bool]) -> int:
+    """Return the first of 0 .. count - 1 that fits, `count` if none; after one that does all do."""
+    if not fits(count - 1):
+        return count
+    return bisect_left(range(count), True, key=fits)
+
+
+def _take(counts: Counter[int], hashes: Hashes) -> int:
+    """Count each block once less; returns how many are in no count any more."""
+    gone = 0
+    for block in hashes.tolist():
+        requests = counts[block]
+        if requests > 1:
+            counts[block] = requests - 1
+        else:
+            del counts[block]
+            gone += 1
+    return gone
