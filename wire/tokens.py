@@ -1,5 +1,6 @@
 """The token side: what a front door asks of a worker, and what comes back."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     request_id: str
-    token_ids: list[int]
+    token_ids: Sequence[int]
     sampling: Sampling
     lora_name: str | None = None
     priority: int = 0
