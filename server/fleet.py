@@ -32,6 +32,7 @@ from wire.pool import rpc_types
 log = logging.getLogger(__name__)
 
 Connect = Callable[[str], RpcChannel]
+LoadText = Callable[[ModelCard], TextCodec | None]
 _PROGRESS_LOOK_S = 0.5
 
 
@@ -55,17 +56,24 @@ class Fleet:
     """All models and workers of this front door.
 
     `on_ready_change` is called when a model, or all together, may have become ready or not;
-    `on_workers_change` with a model that has gained or lost a worker.
+    `on_workers_change` with a model that has gained or lost a worker. `load_text` loads a model's
+    text side, or returns None where only tokens are handled; it runs in a thread.
     """
 
     def __init__(
-        self, config: FrontDoorConfig, discovery: Discovery, connect: Connect = plain_channel
+        self,
+        config: FrontDoorConfig,
+        discovery: Discovery,
+        connect: Connect = plain_channel,
+        *,
+        load_text: LoadText = TextCodec,
     ) -> None:
         self.on_ready_change: Callable[[], None] | None = None
         self.on_workers_change: Callable[[ServedModel], None] | None = None
         self._config = config
         self._discovery = discovery
         self._connect = connect
+        self._load_text = load_text
         self._models = ModelManager()
         self._members: dict[str, _Member] = {}
         self._refused: dict[str, Record] = {}
@@ -191,7 +199,7 @@ class Fleet:
                     f"{others[0]} serves (checksum {known.card.checksum[:12]})",
                     param="checksum",
                 )
-        codec = await asyncio.to_thread(TextCodec, card)
+        codec = await asyncio.to_thread(self._load_text, card)
         fresh = ServedModel(card, codec, self._config.make_router(card))
         if known is None:
             self._models.add(fresh)

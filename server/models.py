@@ -3,7 +3,7 @@
 import msgspec
 
 from router.router import Router
-from runtime.errors import ModelAlreadyExists, ModelNotFound
+from runtime.errors import InternalError, ModelAlreadyExists, ModelNotFound
 from server.text.codec import TextCodec
 from server.worker_link import WorkerLink
 from wire.cards import ModelCard
@@ -13,13 +13,23 @@ DEFAULT_MODEL = ""
 
 
 class ServedModel:
-    """A model that has, or had, workers: its card, text side, router and connected links."""
+    """A model that has, or had, workers: its card, text side, router and connected links.
 
-    def __init__(self, card: ModelCard, codec: TextCodec, router: Router) -> None:
+    In a process that handles tokens only, `codec` raises InternalError.
+    """
+
+    def __init__(self, card: ModelCard, codec: TextCodec | None, router: Router) -> None:
         self.card = card
-        self.codec = codec
+        self._codec = codec
         self.router = router
         self.links: dict[str, WorkerLink] = {}
+
+    @property
+    def codec(self) -> TextCodec:
+        """The text side."""
+        if self._codec is None:
+            raise InternalError(f"the text side of {self.card.name} was not loaded")
+        return self._codec
 
     @property
     def ready(self) -> bool:

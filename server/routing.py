@@ -70,6 +70,35 @@ def shown_route(choice: Choice) -> Route:
     )
 
 
+def route_report(model: ServedModel, route: RouteRequest) -> RouteReport:
+    """Say where a request would go; raises ModelNotReady when no worker may take it."""
+    candidates = model.router.explain(route, time.monotonic())
+    if not candidates:
+        raise _no_place(model, route)
+    best = next((it for it in candidates if not it.busy), candidates[0])
+    block_size = model.card.block_size
+    return RouteReport(
+        model=model.card.name,
+        worker_id=best.place.worker_id,
+        address=model.links[best.place.worker_id].instance.address,
+        data_parallel_rank=best.place.rank,
+        overlap_blocks=best.overlap_blocks,
+        prompt_blocks=len(route.token_ids) // block_size if block_size else 0,
+        candidates=[
+            RouteCandidate(
+                worker_id=it.place.worker_id,
+                data_parallel_rank=it.place.rank,
+                overlap_blocks=it.overlap_blocks,
+                cost=it.cost,
+                active_blocks=it.active_blocks,
+                prefill_tokens=it.prefill_tokens,
+                busy=it.busy,
+            )
+            for it in candidates
+        ],
+    )
+
+
 class RoutingDesk:
     """Dry runs and thresholds (a wire.generate.Routing)."""
 
@@ -89,32 +118,7 @@ class RoutingDesk:
             prompt = await loop.run_in_executor(self._text_threads, codec.encode_request, request)
         else:
             prompt = codec.encode_request(request)
-        route = route_request(request, prompt, key="")
-        candidates = model.router.explain(route, time.monotonic())
-        if not candidates:
-            raise _no_place(model, route)
-        best = next((it for it in candidates if not it.busy), candidates[0])
-        block_size = model.card.block_size
-        return RouteReport(
-            model=model.card.name,
-            worker_id=best.place.worker_id,
-            address=model.links[best.place.worker_id].instance.address,
-            data_parallel_rank=best.place.rank,
-            overlap_blocks=best.overlap_blocks,
-            prompt_blocks=len(prompt.token_ids) // block_size if block_size else 0,
-            candidates=[
-                RouteCandidate(
-                    worker_id=it.place.worker_id,
-                    data_parallel_rank=it.place.rank,
-                    overlap_blocks=it.overlap_blocks,
-                    cost=it.cost,
-                    active_blocks=it.active_blocks,
-                    prefill_tokens=it.prefill_tokens,
-                    busy=it.busy,
-                )
-                for it in candidates
-            ],
-        )
+        return route_report(model, route_request(request, prompt, key=""))
 
     def thresholds(self) -> Mapping[str, Thresholds]:
         """The thresholds of every model."""

@@ -18,6 +18,7 @@ from wire.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResp
 from wire.logprobs import finite
 from wire.parameters import (
     FINAL,
+    PINNED_WORKER,
     RANK,
     int_parameter,
     natural_parameter,
@@ -86,6 +87,8 @@ def encode_token_request(
         set_parameter(message.parameters, RANK, request.data_parallel_rank)
     if request.traceparent is not None:
         set_parameter(message.parameters, _TRACEPARENT, request.traceparent)
+    if request.pinned_worker is not None:
+        set_parameter(message.parameters, PINNED_WORKER, request.pinned_worker)
     if slot is not None:
         set_parameter(message.parameters, SLOT, slot)
     return message
@@ -114,6 +117,7 @@ def decode_token_request(message: ModelInferRequest) -> TokenRequest:
         session_id=parameters.session_id,
         data_parallel_rank=natural_parameter(message.parameters, RANK),
         traceparent=_text(message.parameters, _TRACEPARENT),
+        pinned_worker=_text(message.parameters, PINNED_WORKER) or None,
     )
 
 
