@@ -21,7 +21,13 @@ from runtime.errors import (
 from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
 from server.follower import WorkerFollower
-from server.metrics import CONNECTED, STALLED, forget_worker
+from server.metrics import (
+    CONNECTED,
+    INDEX_BLOCKS,
+    INDEX_EVICTED,
+    STALLED,
+    forget_worker,
+)
 from server.models import ModelManager, ServedModel
 from server.progress import ProgressWatch
 from server.text.codec import TextCodec
@@ -33,7 +39,7 @@ log = logging.getLogger(__name__)
 
 Connect = Callable[[str], RpcChannel]
 LoadText = Callable[[ModelCard], TextCodec | None]
-_PROGRESS_LOOK_S = 0.5
+_LOOK_S = 0.5
 
 
 def plain_channel(address: str) -> RpcChannel:
@@ -123,7 +129,7 @@ class Fleet:
                 asyncio.TaskGroup() as group,
                 aclosing(self._discovery.watch(INSTANCE_KIND)) as changes,
             ):
-                group.create_task(self._watch_progress(), name="progress of workers")
+                group.create_task(self._look_after(), name="looks after workers")
                 async for change in changes:
                     match change:
                         case Snapshot(records=records):
@@ -302,10 +308,12 @@ class Fleet:
         if self.on_ready_change is not None:
             self.on_ready_change()
 
-    async def _watch_progress(self) -> None:
+    async def _look_after(self) -> None:
+        """Find who makes no progress, and show the size of the routers' indexes."""
         while True:
-            await asyncio.sleep(_PROGRESS_LOOK_S)
+            await asyncio.sleep(_LOOK_S)
             now = time.monotonic()
+            self._show_index()
             for worker_id, member in list(self._members.items()):
                 link, follower = member.link, member.follower
                 if member.progress.look(
@@ -315,6 +323,17 @@ class Fleet:
                     says_stalled=follower.stalled,
                 ):
                     self._stall_changed(worker_id, member)
+
+    def _show_index(self) -> None:
+        for model in self._models.list():
+            stats, name = model.router.stats(), model.card.name
+            blocks = dict.fromkeys(model.links, 0)
+            for place, count in stats.blocks.items():
+                if place.worker_id in blocks:
+                    blocks[place.worker_id] += count
+            for worker_id, count in blocks.items():
+                INDEX_BLOCKS.labels(name, worker_id).set(count)
+            INDEX_EVICTED.labels(name).set(stats.evicted)
 
     def _stall_changed(self, worker_id: str, member: _Member) -> None:
         stalled = member.progress.stalled

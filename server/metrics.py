@@ -48,6 +48,15 @@ EVENT_LAG = Histogram(
     ("model",),
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
 )
+INDEX_BLOCKS = Gauge(
+    "penstock_router_index_blocks", "KV blocks that the router knows of, by worker.",
+    ("model", "worker"),
+)  # fmt: skip
+INDEX_EVICTED = Gauge(
+    "penstock_router_index_evicted_blocks",
+    "KV blocks that the router has forgotten to keep within its memory bound.",
+    ("model",),
+)
 STALLED = Gauge(
     "penstock_workers_stalled", "Workers that have requests and make no progress.", ("model",)
 )
@@ -58,3 +67,5 @@ def forget_worker(model: str, worker: str, policy: str) -> None:
     """Remove the series of a worker that has left: ids are never used again."""
     with suppress(KeyError):
         DECISIONS.remove(model, worker, policy)
+    with suppress(KeyError):
+        INDEX_BLOCKS.remove(model, worker)
