@@ -83,6 +83,19 @@ HAPPENINGS = st.lists(
 )
 
 
+def tell(fleet: Fleet, kind: str, place: Place, number: int, peer: str) -> None:
+    """What concerns workers and not this router's requests."""
+    if kind in ("leave", "join"):
+        fleet.load.left(place.worker_id)
+    if kind == "join":
+        fleet.load.joined(WorkerJoined(place.worker_id, 2, kv_blocks=100, block_size=BLOCK))
+    elif kind == "report":
+        fleet.load.reported(LoadReported(place, number, number, number / 5, 0.0))
+    elif kind == "peer":
+        active = {place: Active(number, number, number)} if number else {}
+        fleet.load.peer(PeerLoad(peer, active))
+
+
 @given(HAPPENINGS)
 def test_what_runs_is_what_a_recount_finds_and_nothing_is_left_at_the_end(happenings) -> None:
     fleet, requests = Fleet("a", "b"), {}
@@ -101,16 +114,8 @@ def test_what_runs_is_what_a_recount_finds_and_nothing_is_left_at_the_end(happen
         elif kind == "finish":
             fleet.load.finished(request_id)
             requests.pop(request_id, None)
-        elif kind == "leave":
-            fleet.load.left(place.worker_id)
-        elif kind == "join":
-            fleet.load.left(place.worker_id)
-            fleet.load.joined(WorkerJoined(place.worker_id, 2, kv_blocks=100, block_size=BLOCK))
-        elif kind == "report":
-            fleet.load.reported(LoadReported(place, number, number, number / 5, 0.0))
         else:
-            active = {place: Active(number, number, number)} if number else {}
-            fleet.load.peer(PeerLoad(request_id, active))
+            tell(fleet, kind, place, number, request_id)
         assert fleet.load.active() == recount(requests)
         members = fleet.table.members()
         assert (fleet.load.blocks(members) >= 0).all()
