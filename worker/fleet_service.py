@@ -19,11 +19,14 @@ from worker.kv_log import KvCursor, KvLog
 LOAD_INTERVAL_S = 0.1
 """The least time between two reports of a load that changes with each step."""
 LOAD_LOOK_S = 1.0
-"""Time between two looks at what changes without a step; while requests run, each is reported."""
+"""Time between two looks without a step; while requests run, each look is reported."""
 
 
 class FleetService:
-    """The handlers. `draining` and `stalled` say how the worker is; `end` ends what watches."""
+    """The handlers. `draining` and `stalled` say how the worker is; `end` ends what watches.
+
+    `load_look_s` is the time between two looks at what changes without a step.
+    """
 
     def __init__(
         self,
@@ -31,8 +34,9 @@ class FleetService:
         *,
         draining: Callable[[], bool] = lambda: False,
         stalled: Callable[[], bool] = lambda: False,
+        load_look_s: float = LOAD_LOOK_S,
     ) -> None:
-        self.loads = LoadReports(engine, draining, stalled)
+        self.loads = LoadReports(engine, draining, stalled, load_look_s)
         self._engine = engine
         self._watchers: dict[_KvWatcher | _LoadWatcher, None] = {}
         self.service = Service(
@@ -181,11 +185,20 @@ class _LoadWatcher(_Watcher):
 
 
 class LoadReports:
-    """Reports to all watchers alike; nothing is measured while nobody watches."""
+    """Reports to all watchers alike; nothing is measured while nobody watches.
+
+    `looks` counts how often the load was looked at.
+    """
 
     def __init__(
-        self, engine: Engine, draining: Callable[[], bool], stalled: Callable[[], bool]
+        self,
+        engine: Engine,
+        draining: Callable[[], bool],
+        stalled: Callable[[], bool],
+        look_s: float,
     ) -> None:
+        self.looks = 0
+        self._look_s = look_s
         self._engine = engine
         self._draining = draining
         self._stalled = stalled
@@ -199,7 +212,7 @@ class LoadReports:
         if not self._watchers:
             self._engine.load_changed.add(self.touch)
             self._last = self.current()
-            self._look_in(LOAD_LOOK_S)
+            self._look_in(self._look_s)
         self._watchers[watcher] = None
         watcher.report(self.current())
 
@@ -247,6 +260,7 @@ class LoadReports:
 
     def _look(self) -> None:
         self._timer = None
+        self.looks += 1
         load = self._engine.load()
         report = self.current()
         if report != self._last or load.running + load.waiting:
@@ -254,4 +268,4 @@ class LoadReports:
             self._reported_s = asyncio.get_running_loop().time()
             for watcher in tuple(self._watchers):
                 watcher.report(report)
-        self._look_in(LOAD_LOOK_S)
+        self._look_in(self._look_s)

@@ -146,8 +146,8 @@ def test_blocks_of_another_size_are_left_out_and_counted() -> None:
 def test_one_group_of_full_attention_is_followed() -> None:
     cache = Cache()
     tokens = list(range(8))
-    window = {"group_idx": 0, "kv_cache_spec_kind": "sliding_window"}
-    full = {"group_idx": 1, "kv_cache_spec_kind": "full_attention"}
+    window: dict[str, Any] = {"group_idx": 0, "kv_cache_spec_kind": "sliding_window"}
+    full: dict[str, Any] = {"group_idx": 1, "kv_cache_spec_kind": "full_attention"}
     assert cache.step(stored([1, 2], tokens, **window)) == set()
     assert cache.log.ignored == {"group": 2}
     whole = cache.step(stored([1, 2], tokens, **full))
@@ -259,5 +259,5 @@ def test_whatever_an_engine_does_its_held_blocks_are_ours(steps) -> None:
                 events.append(engine.evict(action))
             else:
                 events.append(engine.prompt(*action))
-        assert cache.step(*filter(None, events)) == engine.held()
+        assert cache.step(*(event for event in events if event)) == engine.held()
     assert not cache.log.ignored.total()
