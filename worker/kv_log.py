@@ -50,8 +50,8 @@ class KvLog:
         self.last_id = 0
         self.changed = Listeners()
         self.told: Counter[str] = Counter(stored=0, removed=0, cleared=0)
-        self.ignored: Counter[str] = Counter()
-        self.gaps: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter(parent=0, size=0, group=0, private=0)
+        self.gaps: Counter[str] = Counter(replayed=0, lost=0, unreadable=0)
         self._max_events, self._max_blocks = max_events, max_blocks
         self._depths: dict[int, int] = {}
         self._pending: list[Stored | Cleared | list[int]] = []
