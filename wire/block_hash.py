@@ -67,7 +67,8 @@ def extend_hashes(parent: int, position: int, token_ids: Sequence[int], block_si
     local ^= local >> _SHIFT
     local *= _MIX_2
     local ^= local >> _SHIFT
-    local[0] += np.uint64(parent)
+    # A slice: of a single number numpy would say that it overflows, as it should.
+    local[:1] += np.uint64(parent)
     return np.cumsum(local, out=local)
 
 
