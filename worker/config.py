@@ -40,6 +40,9 @@ class WorkerConfig(FleetOptions, ProcessOptions):
     discovery_path: str | None = option(
         None, help="folder of file discovery (default: the user's)", group="Discovery"
     )
+    no_kv_events: bool = option(
+        False, help="do not tell front doors what the KV cache holds", group="Routing"
+    )
     probe_interval_s: float = option(
         5.0, help="time between two probes of the engine", group="Life cycle", unit="s",
         above=0, most=DAY_S,
