@@ -6,9 +6,9 @@ from typing import Any
 
 from cli.options_routing import RoutingOptions
 from runtime.config import option
-from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig
 from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
+from runtime.options_discovery import DiscoveryOptions
 from runtime.supervisor import RestartPolicy
 from server.config import FrontDoorConfig
 
@@ -57,7 +57,7 @@ class HttpOptions(ProcessOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontOptions(RoutingOptions, FleetOptions, HttpOptions):
+class FrontOptions(RoutingOptions, DiscoveryOptions, FleetOptions, HttpOptions):
     """What every front door has."""
 
     grpc_port: int = option(
@@ -66,12 +66,6 @@ class FrontOptions(RoutingOptions, FleetOptions, HttpOptions):
     )  # fmt: skip
     no_http: bool = option(False, help="do not serve the OpenAI front", group="Listening")
     no_grpc: bool = option(False, help="do not serve the KServe front", group="Listening")
-    discovery: str = option(
-        "file", help="where workers are found", group="Discovery", choices=KINDS
-    )
-    discovery_path: str | None = option(
-        None, help="folder of file discovery (default: one of the user's)", group="Discovery"
-    )
     max_message_bytes: int = option(
         -1, help="largest gRPC message; -1 is no limit", group="Limits", unit="bytes",
         least=-1, most=_MAX_MESSAGE_BYTES,
@@ -127,6 +121,7 @@ class FrontOptions(RoutingOptions, FleetOptions, HttpOptions):
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         HttpOptions.__post_init__(self)
+        self.check_discovery()
         if self.no_http and self.no_grpc:
             raise InvalidConfig("--no-http and --no-grpc together leave nothing to serve")
 

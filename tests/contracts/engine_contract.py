@@ -5,7 +5,8 @@ A case gets a started engine whose context is CONTEXT tokens. It leaves nothing 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from tests.waiting import eventually
 from wire.block_hash import prefix_hashes, root_hash
 from wire.tokens import FinishReason
 from worker.engine import Engine
+from worker.kv_log import KvLog
 
 CONTEXT = 256
 
@@ -313,6 +315,10 @@ async def only_the_first_delta_says_how_long_the_request_queued(engine: Engine) 
     assert all(delta.queued_s is None for delta in sink.deltas[1:])
 
 
+def _holds_all(kv_log: KvLog, hashes: Sequence[int]) -> bool:
+    return all(it in kv_log for it in hashes)
+
+
 @case
 async def full_blocks_of_prompt_and_answer_are_told(engine: Engine) -> None:
     (kv_log,) = engine.kv_logs
@@ -324,7 +330,7 @@ async def full_blocks_of_prompt_and_answer_are_told(engine: Engine) -> None:
         computed = [*prompt, *sink.ids()[:-1]]
         hashes = prefix_hashes(computed, size, root_hash(None, salt)).tolist()
         assert len(hashes) == 3
-        await eventually(lambda hashes=hashes: all(it in kv_log for it in hashes), limit_s=WAIT_S)
+        await eventually(partial(_holds_all, kv_log, hashes), limit_s=WAIT_S)
     assert not kv_log.gaps.total()
     assert not kv_log.ignored.total()
 
