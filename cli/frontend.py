@@ -290,7 +290,13 @@ class FrontendProcess:
             body_timeout_s=self._config.http_body_timeout_s,
         )
         self._http = HttpServer(
-            create_app(self._door.backend, settings, self._metrics(), access=self._keys),
+            create_app(
+                self._door.backend,
+                settings,
+                self._metrics(),
+                access=self._keys,
+                routing=self._door.routing,
+            ),
             host=self._config.host,
             port=self._config.http_port,
             reuse_port=self._config.share_port,

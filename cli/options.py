@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from router.policies import POLICIES
+from cli.options_routing import RoutingOptions
 from runtime.config import option
 from runtime.errors import InvalidConfig
 from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
@@ -57,7 +57,7 @@ class HttpOptions(ProcessOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontOptions(DiscoveryOptions, FleetOptions, HttpOptions):
+class FrontOptions(RoutingOptions, DiscoveryOptions, FleetOptions, HttpOptions):
     """What every front door has."""
 
     grpc_port: int = option(
@@ -70,9 +70,6 @@ class FrontOptions(DiscoveryOptions, FleetOptions, HttpOptions):
         -1, help="largest gRPC message; -1 is no limit", group="Limits", unit="bytes",
         least=-1, most=_MAX_MESSAGE_BYTES,
     )  # fmt: skip
-    router_policy: str = option(
-        "round-robin", help="how a worker is chosen", group="Routing", choices=tuple(POLICIES)
-    )
     request_timeout_s: float = option(
         0.0, help="limit of a whole request; 0 is none", group="Limits", unit="s",
         least=0, most=DAY_S,
@@ -131,7 +128,7 @@ class FrontOptions(DiscoveryOptions, FleetOptions, HttpOptions):
     def front_door(self) -> dict[str, Any]:
         """What the front door's own settings share with these."""
         shared = {field.name for field in fields(FrontDoorConfig)} & {f.name for f in fields(self)}
-        return {name: getattr(self, name) for name in shared}
+        return {name: getattr(self, name) for name in shared} | {"routing": self.routing}
 
     @property
     def restart_policy(self) -> RestartPolicy:

@@ -34,6 +34,9 @@ class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
         None, help="host that front doors reach this worker by (default: --host, or this host's)",
         group="Discovery",
     )  # fmt: skip
+    no_kv_events: bool = option(
+        False, help="do not tell front doors what the KV cache holds", group="Routing"
+    )
     probe_interval_s: float = option(
         5.0, help="time between two probes of the engine", group="Life cycle", unit="s",
         above=0, most=DAY_S,

@@ -20,6 +20,7 @@ from tests.waiting import eventually
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
 from wire.pool import POOL, rpc_types
 from worker.card import make_card
+from worker.fleet_service import FleetService
 from worker.service import WorkerService
 from worker.sim_engine import SimConfig, SimEngine
 
@@ -38,7 +39,8 @@ class SimWorker:
         self.card = card
         self.engine = engine
         self.service = WorkerService(engine, card)
-        self.server = grpc_server(self.service.service, **(server or {}))
+        self.fleet = FleetService(engine, draining=lambda: self.service.draining)
+        self.server = grpc_server(self.service.service, self.fleet.service, **(server or {}))
         self.lease: Lease | None = None
         self.address = ""
 
@@ -46,12 +48,19 @@ class SimWorker:
         await self.engine.start()
         self.address = await self.server.start()
         instance = WorkerInstance(
-            instance_id=self.name, address=self.address, card=self.card, engine="sim"
+            instance_id=self.name,
+            address=self.address,
+            card=self.card,
+            engine="sim",
+            kv_blocks=self.engine.info.kv_blocks,
+            max_num_seqs=self.engine.info.max_num_seqs,
+            kv_events=bool(self.engine.kv_logs),
         )
         value = msgspec.json.encode(instance)
         self.lease = await discovery.register(Record(kind=INSTANCE_KIND, id=self.name, value=value))
 
     async def stop(self) -> None:
+        self.fleet.end()
         await self.server.stop(0.0)
         await self.engine.close()
 
