@@ -1,4 +1,4 @@
-"""`python -m benchmarks [cpu | soak | overload]`; without a command it is `cpu`."""
+"""`python -m benchmarks [cpu | soak | overload | routing]`; without a command it is `cpu`."""
 
 import argparse
 import sys
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from benchmarks import cpu
 from benchmarks.overload import command as overload
+from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
 
-COMMANDS = {"cpu": cpu, "soak": soak, "overload": overload}
+COMMANDS = {"cpu": cpu, "soak": soak, "overload": overload, "routing": routing}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

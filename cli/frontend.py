@@ -152,7 +152,7 @@ class FrontendProcess:
 
         self._config = config
         self._stop = stop
-        self._discovery = open_discovery(config.discovery, config.discovery_path)
+        self._discovery = open_discovery(config)
         settings = FrontDoorConfig(**config.front_door(), expected_models=config.expect_model)
         self._tracing = start_tracing(config.otlp_endpoint, "frontend")
         self._tls = config.open_server_tls()
@@ -290,7 +290,13 @@ class FrontendProcess:
             body_timeout_s=self._config.http_body_timeout_s,
         )
         self._http = HttpServer(
-            create_app(self._door.backend, settings, self._metrics(), access=self._keys),
+            create_app(
+                self._door.backend,
+                settings,
+                self._metrics(),
+                access=self._keys,
+                routing=self._door.routing,
+            ),
             host=self._config.host,
             port=self._config.http_port,
             reuse_port=self._config.share_port,

@@ -21,12 +21,13 @@ from gateway_http.generation import GenerationResponse
 from gateway_http.intake import read_json_body
 from gateway_http.openai import chat_request, completion_requests, decode_body
 from gateway_http.origin import origin_of
+from gateway_http.routing import add_routing
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
 from runtime.access import Access
 from runtime.errors import ModelNotFound, ServingError
 from runtime.request_record import record_refusal
 from wire.cards import ModelCard
-from wire.generate import Backend, GenerateRequest
+from wire.generate import Backend, GenerateRequest, Routing
 
 
 def create_app(
@@ -35,10 +36,12 @@ def create_app(
     metrics: Callable[[], bytes] | None = None,
     *,
     access: Access | None = None,
+    routing: Routing | None = None,
 ) -> FastAPI:
     """The ASGI application. `metrics` writes Prometheus text; by default the process's registry.
 
-    With `access` all but health needs a key that it knows.
+    With `access` all but health needs a key that it knows. `routing` is there in a process that
+    routes by itself.
     """
     app = GatewayApp(title="Penstock", summary="OpenAI-compatible front", version="1")
     app.access = access
@@ -63,6 +66,8 @@ def create_app(
     _add_generation(app, backend, config)
     _add_models(app, backend)
     _add_status(app, backend, metrics or generate_latest)
+    if routing is not None:
+        add_routing(app, routing, config)
     describe(app)
     return app
 
@@ -124,19 +129,28 @@ def _add_generation(app: FastAPI, backend: Backend, config: GatewayConfig) -> No
 def _add_models(app: FastAPI, backend: Backend) -> None:
     @app.get("/v1/models", summary="List the models", tags=["openai"])
     async def models() -> Response:
-        entries = [entry for card in await backend.models() for entry in _entries(card)]
+        entries = [
+            entry
+            for card in await backend.models()
+            for entry in _entries(card, await backend.is_ready(card.name))
+        ]
         return _json({"object": "list", "data": entries})
+
+    @app.get("/v1/models/{name:path}/ready", summary="Whether it has a worker", tags=["status"])
+    async def model_ready(name: str) -> Response:
+        ready = await backend.is_ready(name)
+        return _json({"id": name, "ready": ready}, 200 if ready else 503)
 
     @app.get("/v1/models/{name:path}", summary="Describe one model", tags=["openai"])
     async def model(name: str) -> Response:
         for card in await backend.models():
-            for entry in _entries(card):
+            for entry in _entries(card, await backend.is_ready(card.name)):
                 if entry["id"] == name:
                     return _json(entry)
         raise ModelNotFound(f"model {name!r} is not served here", param="model")
 
 
-def _entries(card: ModelCard) -> list[dict[str, Any]]:
+def _entries(card: ModelCard, ready: bool) -> list[dict[str, Any]]:
     return [
         {
             "id": name,
@@ -146,6 +160,7 @@ def _entries(card: ModelCard) -> list[dict[str, Any]]:
             "root": card.name,
             "parent": None,
             "max_model_len": card.context_length,
+            "ready": ready,
         }
         for name in (card.name, *card.aliases)
     ]

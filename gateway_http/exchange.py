@@ -33,6 +33,7 @@ class Exchange:
 
     __slots__ = (
         "endpoint", "headers", "principal", "request_id", "send", "started_s", "status",
+        "told_route",
     )  # fmt: skip
 
     def __init__(self, send: Send, request_id: str, common: list[tuple[bytes, bytes]]) -> None:
@@ -43,6 +44,7 @@ class Exchange:
         self.status = 0
         self.started_s = time.monotonic()
         self.endpoint = ""
+        self.told_route = False
 
 
 def request_id_of(scope: Scope) -> str:

@@ -16,6 +16,7 @@ from gateway_http.answers import Answer, WholeAnswer
 from gateway_http.errors import error_headers, error_json, known_error
 from gateway_http.exchange import CLIENT_GONE, EXCHANGE, Exchange
 from gateway_http.fan_out import Generations, generations
+from gateway_http.routing import route_headers
 from gateway_http.sse import ChunkWriter, error_event
 from runtime.errors import Draining, InternalError, ServingError
 from wire.generate import Backend, GenerateDelta, GenerateRequest
@@ -119,6 +120,7 @@ class _BodyWriter:
         self._retry_after_s = retry_after_s
 
     async def write(self, prompt: int, delta: GenerateDelta) -> None:
+        _tell_route(self._exchange, delta)
         self._whole.add(prompt, delta)
         if self._whole.complete:
             body = self._whole.encode()
@@ -147,6 +149,7 @@ class _StreamWriter:
     async def write(self, prompt: int, delta: GenerateDelta) -> None:
         data = self._chunks.write(prompt, delta)
         if not self._exchange.status:
+            _tell_route(self._exchange, delta)
             await self._start()
         if self._chunks.complete:
             self.complete = True
@@ -168,6 +171,14 @@ class _StreamWriter:
         self._exchange.status = 200
         headers = _SSE_HEADERS + self._exchange.headers
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _tell_route(exchange: Exchange, delta: GenerateDelta) -> None:
+    """Say in the answer's headers where the request went; of several prompts, the first to come."""
+    if delta.route is not None:
+        told, exchange.told_route = exchange.told_route, True
+        if not told:
+            exchange.headers.extend(route_headers(delta.route))
 
 
 async def send_whole(

@@ -24,22 +24,30 @@ DEFAULT_COMPLETION_TOKENS = 16
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")
+_Json = TypeVar("_Json")
 _Body = TypeVar("_Body", bound=GenerationBody)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (ChatCompletionRequest, CompletionRequest)
 }
 
 
-def decode_body(data: bytes, kind: type[_Body]) -> _Body:
-    """Parse and type-check a JSON body. Raises InvalidRequest."""
+def decode_json(data: bytes, kind: type[_Json]) -> _Json:
+    """Parse and type-check a JSON body. Raises InvalidRequest naming the field."""
+    decoder = _DECODERS.get(kind) or msgspec.json.Decoder(kind)
     try:
-        body: _Body = _DECODERS[kind].decode(data)
+        body: _Json = decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _type_error(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest("the body's JSON is nested too deeply") from None
+    return body
+
+
+def decode_body(data: bytes, kind: type[_Body]) -> _Body:
+    """Parse and check the body of a generation. Raises InvalidRequest, or UnsupportedValue."""
+    body = decode_json(data, kind)
     for name, harmless in HARMLESS.items():
         value = getattr(body, name, None)
         if value is not None and value not in harmless:
@@ -89,11 +97,7 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         stream=bool(body.stream),
         priority=body.priority or 0,
         cache_salt=body.cache_salt,
-        timeout_s=origin.timeout_s,
-        deadline_s=origin.deadline_s,
-        endpoint=origin.endpoint,
-        traceparent=origin.traceparent,
-        principal=origin.principal,
+        **origin.fields(),
     )
 
 
@@ -119,11 +123,7 @@ def completion_requests(
             echo=bool(body.echo),
             priority=body.priority or 0,
             cache_salt=body.cache_salt,
-            timeout_s=origin.timeout_s,
-            deadline_s=origin.deadline_s,
-            endpoint=origin.endpoint,
-            traceparent=origin.traceparent,
-            principal=origin.principal,
+            **origin.fields(),
         )
         for place, prompt in enumerate(prompts)
     ]

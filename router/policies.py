@@ -1,108 +1,70 @@
-"""Routing policies that need no knowledge of prompts."""
+"""The policies by name, and those that need no knowledge of prompts."""
 
-import random
-from collections.abc import Callable
+from abc import abstractmethod
 
-from router.router import (
-    Active,
-    BusyThresholds,
-    Candidate,
-    Choice,
-    Place,
-    Router,
-    RouteRequest,
-    RouterEvent,
-    RouterStats,
-    WorkerJoined,
-    WorkerLeft,
-)
+from router.cost import cheapest
+from router.kv import KvRouter
+from router.place_table import Rows
+from router.policy import Policy
+from router.router import Choice, Router, RouteRequest
+from router.settings import RouterSettings
 
 
-class _Members:
-    """The workers that may be chosen, in the order they joined."""
+class _Simple(Policy):
+    @abstractmethod
+    def _pick(self, rows: Rows) -> int:
+        """Return one of the rows."""
 
-    def __init__(self) -> None:
-        self._workers: dict[str, None] = {}
-
-    def observe(self, event: RouterEvent) -> None:
-        match event:
-            case WorkerJoined(worker_id):
-                self._workers[worker_id] = None
-            case WorkerLeft(worker_id):
-                self._workers.pop(worker_id, None)
-
-    def candidates(self, request: RouteRequest) -> list[str]:
-        """Workers that may take the request; the pinned one alone when it is set."""
-        return [
-            worker
-            for worker in self._workers
-            if worker not in request.exclude and request.pinned in (None, worker)
-        ]
+    def _decide(self, request: RouteRequest, rows: Rows) -> Choice:
+        place = self._table.place(self._pick(rows))
+        return Choice(worker_id=place.worker_id, rank=place.rank)
 
 
-class _Stateless:
-    """Policies that do not count running requests."""
+class RoundRobin(_Simple):
+    """Each place in turn."""
 
-    def __init__(self) -> None:
-        self._members = _Members()
-        self.thresholds = BusyThresholds()
+    def __init__(self, settings: RouterSettings) -> None:
+        super().__init__(settings)
+        self._turn = -1
 
-    def observe(self, event: RouterEvent) -> None:
-        self._members.observe(event)
-
-    def started(self, request: RouteRequest, choice: Choice, now: float) -> None:
-        """Nothing to count."""
-
-    def advanced(self, request_id: str, tokens: int, now: float) -> None:
-        """Nothing to count."""
-
-    def finished(self, request_id: str, now: float) -> None:
-        """Nothing to count."""
-
-    def explain(self, request: RouteRequest, now: float) -> list[Candidate]:
-        """Every candidate: all are equal."""
-        return [Candidate(place=Place(it)) for it in self._members.candidates(request)]
-
-    def active(self) -> dict[Place, Active]:
-        """Nothing is counted."""
-        return {}
-
-    def stats(self) -> RouterStats:
-        """Nothing is kept."""
-        return RouterStats({}, 0)
-
-
-class RoundRobin(_Stateless):
-    """Each worker in turn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._turn = 0
-
-    def choose(self, request: RouteRequest, now: float) -> Choice | None:
-        """Pick the next worker in turn."""
-        candidates = self._members.candidates(request)
-        if not candidates:
-            return None
-        worker = candidates[self._turn % len(candidates)]
+    def _pick(self, rows: Rows) -> int:
         self._turn += 1
-        return Choice(worker_id=worker)
+        return int(rows[self._turn % len(rows)])
 
 
-class Random(_Stateless):
-    """Any worker with equal chance; `seed` makes the sequence repeatable."""
+class Random(_Simple):
+    """Any place with equal chance."""
 
-    def __init__(self, seed: int | None = None) -> None:
-        super().__init__()
-        self._random = random.Random(seed)
-
-    def choose(self, request: RouteRequest, now: float) -> Choice | None:
-        """Pick a worker at random."""
-        candidates = self._members.candidates(request)
-        if not candidates:
-            return None
-        worker = self._random.choice(candidates)
-        return Choice(worker_id=worker)
+    def _pick(self, rows: Rows) -> int:
+        return int(rows[self._random.randrange(len(rows))])
 
 
-POLICIES: dict[str, Callable[[], Router]] = {"round-robin": RoundRobin, "random": Random}
+class PowerOfTwo(_Simple):
+    """The less loaded of two random places (Mitzenmacher 2001, "The power of two choices")."""
+
+    def _pick(self, rows: Rows) -> int:
+        if len(rows) > 1:
+            rows = rows[self._random.sample(range(len(rows)), 2)]
+        return int(rows[self._costs(rows).argmin()])
+
+
+class LeastLoaded(_Simple):
+    """The place with the least load: prompts to be computed and blocks in use."""
+
+    def _pick(self, rows: Rows) -> int:
+        tied = cheapest(self._costs(rows))
+        return int(rows[tied[self._random.randrange(len(tied))]])
+
+
+_CLASSES: dict[str, type[Policy]] = {
+    "round-robin": RoundRobin,
+    "random": Random,
+    "power-of-two": PowerOfTwo,
+    "least-loaded": LeastLoaded,
+    "kv": KvRouter,
+}
+
+
+def make_router(settings: RouterSettings) -> Router:
+    """Return a router for one model's workers."""
+    return _CLASSES[settings.policy](settings)

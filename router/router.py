@@ -35,6 +35,8 @@ class RouteRequest:
 class Choice:
     """The chosen place. Of `prompt_blocks`, `overlap_blocks` are believed to be in its KV cache.
 
+    Only full blocks are counted. `cost` is in blocks (router/cost.py).
+
     `hashes` are the prompt's, for the router's own use in `started`.
     """
 
@@ -62,7 +64,8 @@ class Candidate:
 class WorkerJoined:
     """A worker can take requests; nothing is known yet of its cache and load.
 
-    `kv_blocks` is each rank's capacity, 0 when unknown; `block_size` in tokens.
+    `kv_blocks` is each rank's capacity, 0 when unknown; `block_size` in tokens, 0 when unknown or
+    when prompts share no blocks there. A worker that joins again begins anew.
     """
 
     worker_id: str
@@ -88,7 +91,10 @@ class WorkerStalled:
 
 @dataclass(frozen=True, slots=True)
 class BlocksStored:
-    """A place holds these blocks from now on. Storing twice is storing once."""
+    """A place holds these blocks from now on. Storing twice is storing once.
+
+    Like all that is said of a place, it counts from WorkerJoined to WorkerLeft only.
+    """
 
     place: Place
     hashes: Hashes

@@ -104,6 +104,15 @@ class ModelNotFound(ServingError):
     reason = "model_not_found"
 
 
+class ModelAlreadyExists(ServingError):
+    """Another model has this name or alias."""
+
+    code = Code.ALREADY_EXISTS
+    http_status = 409
+    openai_type = "invalid_request_error"
+    reason = "model_already_exists"
+
+
 class Unsupported(ServingError):
     """The rpc or option is part of the protocol and not offered here."""
 
@@ -206,6 +215,7 @@ _BY_REASON = {cls.reason: cls for cls in reversed(_tree(ServingError)[1:])}
 _BY_CODE: dict[int, type[ServingError]] = {
     Code.INVALID_ARGUMENT: InvalidRequest,
     Code.NOT_FOUND: ModelNotFound,
+    Code.ALREADY_EXISTS: ModelAlreadyExists,
     Code.UNAVAILABLE: WorkerLost,
     Code.RESOURCE_EXHAUSTED: Overloaded,
     Code.UNAUTHENTICATED: Unauthenticated,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from runtime.errors import ModelNotReady, Overloaded, shown_error
 from runtime.request_record import QUEUED
 from server.config import FrontDoorConfig
-from server.fleet import ServedModel
 from server.flight import Flight
+from server.models import ServedModel
 from server.places import Places
 
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 
-from router.router import RouteRequest
+import msgspec
+
 from runtime.access import Limits, Unlimited
 from runtime.errors import (
     DeadlineExceeded,
@@ -22,17 +23,19 @@ from runtime.request_record import OK, RequestRecord
 from runtime.tracing import Tracing
 from server.admission import Admission
 from server.config import FrontDoorConfig
-from server.fleet import Fleet, ServedModel
+from server.fleet import Fleet
 from server.flight import Flight, token_request
 from server.generation import Generation
 from server.limits import deadline_of, stall_of, within_limits
-from server.metrics import CANCELS, DECISIONS, RETRIES
+from server.metrics import CANCELS, RETRIES
+from server.models import ServedModel
 from server.request_trace import RequestTrace
+from server.routing import choose, route_request, shown_route
 from server.text.codec import EncodedPrompt
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
 
-_STALL_LOOK_S = 0.5
+_LOOK_S = 0.5
 
 
 class DataPlane:
@@ -57,7 +60,7 @@ class DataPlane:
         self._keys = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._giving_up = False
         self.withdrawn = False
         self.draining = False
@@ -107,6 +110,8 @@ class DataPlane:
         trace = RequestTrace(self._tracing, request, record.started_s) if self._tracing else None
         try:
             model = self._admit(request, record)
+            if not request.model:
+                request = msgspec.structs.replace(request, model=model.card.name)
             request = within_limits(request, self._config)
             deadline_s = deadline_of(request, self._config, record.started_s)
             if deadline_s is not None and deadline_s <= record.started_s:
@@ -174,6 +179,13 @@ class DataPlane:
         self._admission.leave(flight)
         if not self._flights:
             self._idle.set()
+
+    def first_token(self, generation: Generation) -> None:
+        """Tell the router that the prompt has been computed."""
+        flight = self._flights.get(generation)
+        if flight is not None:
+            flight.told_tokens = 1
+            flight.model.router.advanced(flight.key, 1, time.monotonic())
 
     def lost(self, generation: Generation, error: ServingError) -> bool:
         """The worker failed the request: before its first token another one may take it."""
@@ -258,48 +270,50 @@ class DataPlane:
 
     def _send(self, flight: Flight, prompt: EncodedPrompt) -> None:
         generation, model = flight.generation, flight.model
-        request, name = generation.request, flight.record.model
-        route = RouteRequest(
-            request_id=flight.key,
-            token_ids=prompt.token_ids,
-            lora_name=request.lora_name,
-            session_id=request.session_id,
-            exclude=flight.failed_workers,
-        )
+        request = generation.request
+        route = route_request(request, prompt, key=flight.key, exclude=flight.failed_workers)
+        choice = choose(model, route, self._config.routing.policy)
         now = time.monotonic()
-        choice = model.router.choose(route, now)
-        if choice is None:
-            raise ModelNotReady(f"model {request.model!r} has no ready worker", param="model")
         traceparent = request.traceparent
         if flight.trace is not None:
-            flight.trace.step("route", time.monotonic())
+            flight.trace.step("route", now)
             traceparent = flight.trace.relay(choice.worker_id, now)
-        tokens = token_request(request, prompt, model.card, traceparent)
-        flight.slot = model.links[choice.worker_id].submit(tokens, generation)
-        flight.link = model.links[choice.worker_id]
+        link = model.links[choice.worker_id]
+        rank = choice.rank if link.instance.data_parallel_size > 1 else None
+        tokens = token_request(request, prompt, model.card, rank=rank, traceparent=traceparent)
+        flight.slot = link.submit(tokens, generation)
+        flight.link = link
         flight.sent_s = now
         flight.record.worker = choice.worker_id
+        flight.told_tokens = 0
         model.router.started(route, choice, now)
-        DECISIONS.labels(name, choice.worker_id, self._config.router_policy).inc()
-        self._watch_for_stalls()
+        if request.explain_route:
+            generation.route = shown_route(choice)
+        self._look_later()
 
-    def _watch_for_stalls(self) -> None:
-        limits = [self._config.first_token_timeout_s, self._config.token_timeout_s]
-        if self._stall_timer is None and any(limits):
-            look_s = min(_STALL_LOOK_S, *(limit / 4 for limit in limits if limit))
-            loop = asyncio.get_running_loop()
-            self._stall_timer = loop.call_later(look_s, self._end_stalled)
+    def _look_later(self) -> None:
+        if self._look_timer is None:
+            limits = [self._config.first_token_timeout_s, self._config.token_timeout_s]
+            look_s = min([_LOOK_S, *(limit / 4 for limit in limits if limit)])
+            self._look_timer = asyncio.get_running_loop().call_later(look_s, self._look)
 
-    def _end_stalled(self) -> None:
-        self._stall_timer = None
+    def _look(self) -> None:
+        """Tell routers how far answers have come, and end what is stuck."""
+        self._look_timer = None
         now = time.monotonic()
         for generation, flight in list(self._flights.items()):
             record = flight.record
-            why = flight.link and stall_of(
+            if flight.link is None:
+                continue
+            fresh = record.output_tokens - flight.told_tokens
+            if fresh > 0:
+                flight.told_tokens += fresh
+                flight.model.router.advanced(flight.key, fresh, now)
+            why = stall_of(
                 self._config, sent_s=flight.sent_s, first_s=record.first_s, last_s=record.last_s,
                 now=now,
             )  # fmt: skip
             if why:
                 generation.fail(Stalled(f"worker {record.worker} is stuck: {why}"))
         if self._flights:
-            self._watch_for_stalls()
+            self._look_later()

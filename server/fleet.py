@@ -2,18 +2,34 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import msgspec
 
-from router.policies import POLICIES
-from router.router import Router, WorkerJoined, WorkerLeft
+from router.router import WorkerJoined, WorkerLeft, WorkerStalled
 from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
-from runtime.errors import ModelNotFound, ModelNotReady, shown_error
+from runtime.errors import (
+    InvalidConfig,
+    ModelAlreadyExists,
+    ModelNotFound,
+    ModelNotReady,
+    shown_error,
+)
 from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
-from server.metrics import CONNECTED, forget_worker
+from server.follower import WorkerFollower
+from server.metrics import (
+    CONNECTED,
+    INDEX_BLOCKS,
+    INDEX_EVICTED,
+    STALLED,
+    forget_worker,
+)
+from server.models import ModelManager, ServedModel
+from server.progress import ProgressWatch
 from server.text.codec import TextCodec
 from server.worker_link import WorkerLink
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
@@ -22,6 +38,8 @@ from wire.pool import rpc_types
 log = logging.getLogger(__name__)
 
 Connect = Callable[[str], RpcChannel]
+LoadText = Callable[[ModelCard], TextCodec | None]
+_LOOK_S = 0.5
 
 
 def plain_channel(address: str) -> RpcChannel:
@@ -29,72 +47,76 @@ def plain_channel(address: str) -> RpcChannel:
     return RpcChannel(address, rpc_types=rpc_types)
 
 
-class ServedModel:
-    """A model that has, or had, workers: its card, text side, router and connected links."""
+@dataclass(slots=True, kw_only=True)
+class _Member:
+    """A registered worker that is in use."""
 
-    def __init__(self, card: ModelCard, codec: TextCodec, router: Router) -> None:
-        self.card = card
-        self.codec = codec
-        self.router = router
-        self.links: dict[str, WorkerLink] = {}
-
-    @property
-    def ready(self) -> bool:
-        """Whether a worker can take a request now."""
-        return bool(self.links)
+    link: WorkerLink
+    follower: WorkerFollower
+    progress: ProgressWatch
+    model: ServedModel
+    task: asyncio.Task[None]
 
 
 class Fleet:
     """All models and workers of this front door.
 
     `on_ready_change` is called when a model, or all together, may have become ready or not;
-    `on_workers_change` with a model that has gained or lost a worker.
+    `on_workers_change` with a model that has gained or lost a worker. `load_text` loads a model's
+    text side, or returns None where only tokens are handled; it runs in a thread.
     """
 
     def __init__(
-        self, config: FrontDoorConfig, discovery: Discovery, connect: Connect = plain_channel
+        self,
+        config: FrontDoorConfig,
+        discovery: Discovery,
+        connect: Connect = plain_channel,
+        *,
+        load_text: LoadText = TextCodec,
     ) -> None:
         self.on_ready_change: Callable[[], None] | None = None
         self.on_workers_change: Callable[[ServedModel], None] | None = None
         self._config = config
         self._discovery = discovery
         self._connect = connect
-        self._models: dict[str, ServedModel] = {}
-        self._links: dict[str, tuple[WorkerLink, asyncio.Task[None]]] = {}
+        self._load_text = load_text
+        self._models = ModelManager()
+        self._members: dict[str, _Member] = {}
+        self._refused: dict[str, Record] = {}
+        self._expiries: dict[str, asyncio.TimerHandle] = {}
         self._synced = asyncio.Event()
         for name in config.expected_models:
             CONNECTED.labels(name).set(0)
 
     def models(self) -> list[ServedModel]:
         """Every known model, in the order they appeared."""
-        return list(self._models.values())
+        return self._models.list()
 
     def starting(self) -> list[str]:
         """The expected models that never had a worker."""
-        return [name for name in self._config.expected_models if name not in self._models]
+        return [name for name in self._config.expected_models if not self._models.has(name)]
 
     def model(self, name: str) -> ServedModel:
-        """The model called `name`, or one of its aliases.
+        """The model called `name`, or one of its aliases; "" is the default model.
 
         Raises ModelNotFound, or ModelNotReady for an expected model that never had a worker.
         """
-        model = self._models.get(name) or next(
-            (m for m in self._models.values() if name in m.card.aliases), None
-        )
-        if model is None and name in self._config.expected_models:
-            raise ModelNotReady(f"model {name!r} is starting", param="model")
-        if model is None:
-            raise ModelNotFound(f"model {name!r} is not served here", param="model")
-        return model
+        try:
+            return self._models.get(name)
+        except ModelNotFound:
+            starting = self.starting()
+            if name in starting or (not name and starting):
+                shown = name or starting[0]
+                raise ModelNotReady(f"model {shown!r} is starting", param="model") from None
+            raise
 
     def is_ready(self) -> bool:
         """Whether at least one model has a worker."""
-        return any(model.ready for model in self._models.values())
+        return any(model.ready for model in self._models.list())
 
     def links_of(self, model: ServedModel) -> list[WorkerLink]:
         """The links to a model's workers, connected or not; may be called by any thread."""
-        links = [link for link, _ in list(self._links.values())]
-        return [link for link in links if link.instance.card.name == model.card.name]
+        return [it.link for it in list(self._members.values()) if it.model is model]
 
     async def wait_synced(self) -> None:
         """Wait until the first snapshot of discovery has been read."""
@@ -102,24 +124,37 @@ class Fleet:
 
     async def run(self) -> None:
         """Follow discovery until cancelled."""
-        async with (
-            asyncio.TaskGroup() as group,
-            aclosing(self._discovery.watch(INSTANCE_KIND)) as changes,
-        ):
-            async for change in changes:
-                match change:
-                    case Snapshot(records=records):
-                        await self._replace(group, records)
-                        self._synced.set()
-                    case Put(record=record):
-                        await self._put(group, record)
-                    case Delete(id=instance_id):
-                        self._drop(instance_id)
+        try:
+            async with (
+                asyncio.TaskGroup() as group,
+                aclosing(self._discovery.watch(INSTANCE_KIND)) as changes,
+            ):
+                group.create_task(self._look_after(), name="looks after workers")
+                async for change in changes:
+                    match change:
+                        case Snapshot(records=records):
+                            await self._replace(group, records)
+                            self._synced.set()
+                        case Put(record=record):
+                            await self._put(group, record)
+                        case Delete(id=instance_id):
+                            await self._delete(group, instance_id)
+        finally:
+            for expiry in self._expiries.values():
+                expiry.cancel()
 
     async def _replace(self, group: asyncio.TaskGroup, records: tuple[Record, ...]) -> None:
-        for gone in self._links.keys() - {record.id for record in records}:
-            self._drop(gone)
+        known = self._members.keys() | self._refused.keys()
+        for gone in known - {record.id for record in records}:
+            await self._delete(group, gone)
         for record in records:
+            await self._put(group, record)
+
+    async def _delete(self, group: asyncio.TaskGroup, instance_id: str) -> None:
+        self._refused.pop(instance_id, None)
+        self._drop(instance_id)
+        # Who was refused because of others may serve when they have left.
+        for record in list(self._refused.values()):
             await self._put(group, record)
 
     async def _put(self, group: asyncio.TaskGroup, record: Record) -> None:
@@ -128,57 +163,187 @@ class Fleet:
         except msgspec.DecodeError as error:
             log.warning("ignoring worker record %s: %s", record.id, error)
             return
-        known = self._links.get(record.id)
-        if known is not None and known[0].instance == instance:
+        known = self._members.get(record.id)
+        if known is not None and known.link.instance == instance:
             return
         self._drop(record.id)
+        again = self._refused.pop(record.id, None) == record
         try:
-            await self._load_model(instance.card)
+            model = await self._model_for(instance.card)
         except Exception as error:  # noqa: BLE001 - one bad model must not take the others along
-            why = shown_error(error, where=f"loading the text side of {instance.card.name}")
-            log.error("cannot serve %s of worker %s: %s", instance.card.name, record.id, why)  # noqa: TRY400
+            self._refused[record.id] = record
+            if not again:
+                self._explain_refusal(record.id, instance.card, error)
             return
+        self._members[record.id] = self._begin(group, instance, model)
+        expiry = self._expiries.pop(model.card.name, None)
+        if expiry is not None:
+            expiry.cancel()
+        model.fit([link.instance.card for link in self.links_of(model)])
+        log.info("worker %s serves %s at %s", record.id, instance.card.name, instance.address)
+
+    def _explain_refusal(self, worker: str, card: ModelCard, error: Exception) -> None:
+        expected = isinstance(error, ModelAlreadyExists | InvalidConfig)
+        why = error if expected else shown_error(error, where=f"loading the text of {card.name}")
+        log.error("worker %s is refused, it cannot serve %s: %s", worker, card.name, why)
+
+    async def _model_for(self, card: ModelCard) -> ServedModel:
+        """Return the card's model, added or loaded again when need be.
+
+        Raises ModelAlreadyExists when a name is another model's, InvalidConfig when the model is
+        served from other files at present or its text side cannot be loaded.
+        """
+        self._models.check_names(card)
+        known = self._models.get(card.name) if self._models.has(card.name) else None
+        if known is not None:
+            if known.card.checksum == card.checksum:
+                return known
+            others = [link.instance.instance_id for link in self.links_of(known)]
+            if others:
+                raise InvalidConfig(
+                    f"its model files (checksum {card.checksum[:12]}) are not those that worker "
+                    f"{others[0]} serves (checksum {known.card.checksum[:12]})",
+                    param="checksum",
+                )
+        codec = await asyncio.to_thread(self._load_text, card)
+        fresh = ServedModel(card, codec, self._config.make_router(card))
+        if known is None:
+            self._models.add(fresh)
+        else:
+            self._models.replace(fresh)
+        return fresh
+
+    def _begin(
+        self, group: asyncio.TaskGroup, instance: WorkerInstance, model: ServedModel
+    ) -> _Member:
+        follower = WorkerFollower(
+            instance,
+            model.router,
+            kv_events=self._config.follows_kv_events,
+            retry_max_s=self._config.connect_retry_max_s,
+            now=time.monotonic,
+        )
         link = WorkerLink(
             instance,
             self._connect(instance.address),
             retry_max_s=self._config.connect_retry_max_s,
             on_change=self._link_changed,
+            alongside=follower.run,
         )
-        self._links[record.id] = link, group.create_task(link.run(), name=f"link {record.id}")
-        log.info("worker %s serves %s at %s", record.id, instance.card.name, instance.address)
+        return _Member(
+            link=link,
+            follower=follower,
+            progress=ProgressWatch(self._config.worker_stall_s),
+            model=model,
+            task=group.create_task(link.run(), name=f"link {instance.instance_id}"),
+        )
 
     def _drop(self, instance_id: str) -> None:
-        if instance_id in self._links:
-            log.info("worker %s has left", instance_id)
-            link, task = self._links.pop(instance_id)
-            forget_worker(link.instance.card.name, instance_id, self._config.router_policy)
-            if not link.retire():
-                task.cancel()
+        member = self._members.pop(instance_id, None)
+        if member is None:
+            return
+        log.info("worker %s has left", instance_id)
+        model = member.model
+        self._unlink(member.link, model)
+        if not member.link.retire():
+            member.task.cancel()
+        forget_worker(model.card.name, instance_id, self._config.routing.policy)
+        self._count_stalled(model)
+        left = [link.instance.card for link in self.links_of(model)]
+        model.fit(left)
+        if not left:
+            self._expire_later(model)
 
-    async def _load_model(self, card: ModelCard) -> None:
-        known = self._models.get(card.name)
-        if known is not None and known.card.checksum == card.checksum:
+    def _expire_later(self, model: ServedModel) -> None:
+        """A model whose last worker has left stays known for a while: it may be restarting."""
+        name = model.card.name
+        if name in self._config.expected_models:
             return
-        codec = await asyncio.to_thread(TextCodec, card)
-        if known is None:
-            router = POLICIES[self._config.router_policy]()
-            self._models[card.name] = ServedModel(card, codec, router)
-            return
-        if known.links:
-            log.warning("%s: the new worker's model files differ from the others'", card.name)
-        known.card, known.codec = card, codec
+        loop = asyncio.get_running_loop()
+        self._expiries[name] = loop.call_later(
+            self._config.model_linger_s, lambda: self._forget(model)
+        )
+
+    def _forget(self, model: ServedModel) -> None:
+        name = model.card.name
+        del self._expiries[name]
+        self._models.remove(name)
+        log.info("model %s is forgotten: it had no worker for %g s", name,
+                 self._config.model_linger_s)  # fmt: skip
+        CONNECTED.remove(name)
+        self._tell_ready()
 
     def _link_changed(self, link: WorkerLink) -> None:
-        model = self._models[link.instance.card.name]
+        member = self._members.get(link.instance.instance_id)
+        if member is None or member.link is not link:
+            return
+        instance, model = link.instance, member.model
+        if not link.connected:
+            self._unlink(link, model)
+            return
+        model.links[instance.instance_id] = link
+        model.router.observe(
+            WorkerJoined(
+                instance.instance_id,
+                ranks=instance.data_parallel_size,
+                kv_blocks=instance.kv_blocks,
+                block_size=instance.card.block_size,
+            )
+        )
+        self._tell(model)
+
+    def _unlink(self, link: WorkerLink, model: ServedModel) -> None:
         worker_id = link.instance.instance_id
-        if link.connected:
-            model.links[worker_id] = link
-            model.router.observe(WorkerJoined(worker_id))
-        else:
-            model.links.pop(worker_id, None)
+        if model.links.pop(worker_id, None) is not None:
             model.router.observe(WorkerLeft(worker_id))
+            self._tell(model)
+
+    def _tell(self, model: ServedModel) -> None:
         CONNECTED.labels(model.card.name).set(len(model.links))
         if self.on_workers_change is not None:
             self.on_workers_change(model)
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
         if self.on_ready_change is not None:
             self.on_ready_change()
+
+    async def _look_after(self) -> None:
+        """Find who makes no progress, and show the size of the routers' indexes."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now = time.monotonic()
+            self._show_index()
+            for worker_id, member in list(self._members.items()):
+                link, follower = member.link, member.follower
+                if member.progress.look(
+                    now,
+                    running=link.running,
+                    progress=(link.frames, follower.steps),
+                    says_stalled=follower.stalled,
+                ):
+                    self._stall_changed(worker_id, member)
+
+    def _show_index(self) -> None:
+        for model in self._models.list():
+            stats, name = model.router.stats(), model.card.name
+            blocks = dict.fromkeys(model.links, 0)
+            for place, count in stats.blocks.items():
+                if place.worker_id in blocks:
+                    blocks[place.worker_id] += count
+            for worker_id, count in blocks.items():
+                INDEX_BLOCKS.labels(name, worker_id).set(count)
+            INDEX_EVICTED.labels(name).set(stats.evicted)
+
+    def _stall_changed(self, worker_id: str, member: _Member) -> None:
+        stalled = member.progress.stalled
+        if stalled:
+            log.warning("worker %s makes no progress: others are preferred", worker_id)
+        else:
+            log.info("worker %s makes progress again", worker_id)
+        member.model.router.observe(WorkerStalled(worker_id, stalled))
+        self._count_stalled(member.model)
+
+    def _count_stalled(self, model: ServedModel) -> None:
+        stalled = [it for it in self._members.values() if it.model is model and it.progress.stalled]
+        STALLED.labels(model.card.name).set(len(stalled))

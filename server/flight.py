@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from runtime.request_record import RequestRecord
-from server.fleet import ServedModel
 from server.generation import Generation
+from server.models import ServedModel
 from server.request_trace import RequestTrace
 from server.text.codec import EncodedPrompt
 from server.worker_link import WorkerLink
@@ -22,7 +22,8 @@ from wire.tokens import TokenRequest
 class Flight:
     """One admitted request. `key` is its name in the router: clients may repeat their ids.
 
-    `failed_workers` have lost it before its first token; `sent_s` is when a worker got it.
+    `failed_workers` have lost it before its first token; `sent_s` is when a worker got it. The
+    router knows of `told_tokens` of its answer.
     """
 
     generation: Generation
@@ -34,6 +35,7 @@ class Flight:
     link: WorkerLink | None = None
     slot: int = -1
     sent_s: float = 0.0
+    told_tokens: int = 0
     trace: RequestTrace | None = None
     failed_workers: frozenset[str] = frozenset()
 
@@ -53,9 +55,17 @@ class Flight:
 
 
 def token_request(
-    request: GenerateRequest, prompt: EncodedPrompt, card: ModelCard, traceparent: str | None
+    request: GenerateRequest,
+    prompt: EncodedPrompt,
+    card: ModelCard,
+    *,
+    rank: int | None,
+    traceparent: str | None,
 ) -> TokenRequest:
-    """Build the worker's request; raises ContextLengthExceeded when the prompt leaves no room."""
+    """Build the request for a worker's rank, None where it has one only.
+
+    Raises ContextLengthExceeded when the prompt leaves no room.
+    """
     fields = ("messages", "prompt_token_ids")
     sampling = fit_to_context(
         request.sampling,
@@ -73,5 +83,6 @@ def token_request(
         priority=request.priority,
         cache_salt=request.cache_salt,
         session_id=request.session_id,
+        data_parallel_rank=rank,
         traceparent=traceparent,
     )

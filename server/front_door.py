@@ -12,9 +12,12 @@ from runtime.rpc import Service
 from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
 from server.data_plane import DataPlane
-from server.fleet import Connect, Fleet, ServedModel, plain_channel
+from server.fleet import Connect, Fleet, plain_channel
+from server.fleet_service import FrontFleetService
 from server.kserve import KServeService
-from wire.generate import Backend
+from server.models import ServedModel
+from server.routing import RoutingDesk
+from wire.generate import Backend, Routing
 
 
 class FrontDoor:
@@ -38,8 +41,13 @@ class FrontDoor:
         self._plane = DataPlane(
             self._fleet, config, text_threads=self._text_threads, tracing=tracing, limits=limits
         )
-        self.services: list[Service] = [KServeService(self._fleet, self._plane).service]
+        desk = RoutingDesk(self._fleet, self._text_threads)
+        self.services: list[Service] = [
+            KServeService(self._fleet, self._plane).service,
+            FrontFleetService(desk).service,
+        ]
         self.backend: Backend = self._plane
+        self.routing: Routing = desk
 
     @property
     def in_flight(self) -> int:

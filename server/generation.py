@@ -8,6 +8,7 @@ from runtime.errors import Cancelled, EngineFailed, ServingError
 from runtime.request_record import RequestRecord
 from server.text.codec import ChoiceDecoder, EncodedPrompt, TextCodec
 from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Usage
+from wire.routes import Route
 from wire.tokens import FinishReason, TokenDelta
 
 
@@ -23,6 +24,10 @@ class GenerationOwner(Protocol):
         """
         ...
 
+    def first_token(self, generation: "Generation") -> None:
+        """Its prompt has been computed."""
+        ...
+
     def lost(self, generation: "Generation", error: ServingError) -> bool:
         """The worker failed it: True when another worker has taken over."""
         ...
@@ -36,7 +41,7 @@ class Generation:
     when there is something to take and was nothing before; for a request that does not stream,
     only at its end. Set it before control returns to the event loop. Call `take` until it returns
     None, the final delta, or raises. Exactly one end: a delta with usage, an error from `take`,
-    or `cancel`.
+    or `cancel`. `route` goes with the next delta taken.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Generation:
         self.record = record
         self.on_ready: Callable[[], None] = _nobody
         self.ended = False
+        self.route: Route | None = None
         self._owner = owner
         self._pending: dict[int, ChoiceDelta] = {}
         self._decoders: list[ChoiceDecoder] = []
@@ -69,6 +75,8 @@ class Generation:
         if self.ended:
             return
         record = self.record
+        if record.first_s is None:
+            self._owner.first_token(self)
         record.token(time.monotonic(), first_choice=delta.index == 0)
         if delta.cached_tokens is not None:
             record.cached_tokens = delta.cached_tokens
@@ -117,7 +125,10 @@ class Generation:
         self._signalled = False
         pending, self._pending = self._pending, {}
         record = self.record
-        delta = GenerateDelta(choices=list(pending.values()), prompt_tokens=record.input_tokens)
+        delta = GenerateDelta(
+            choices=list(pending.values()), prompt_tokens=record.input_tokens, route=self.route
+        )
+        self.route = None
         if complete:
             self._final_taken = True
             delta.usage = Usage(

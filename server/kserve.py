@@ -6,8 +6,9 @@ from typing import Any
 from runtime.errors import ServingError
 from runtime.rpc import CallInfo, Service
 from server.data_plane import DataPlane
-from server.fleet import Fleet, ServedModel
+from server.fleet import Fleet
 from server.kserve_infer import InferCalls, check_version
+from server.models import ServedModel
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE
 from wire.text_schema import MODEL_VERSION, model_config, model_metadata

@@ -1,7 +1,8 @@
 """The one multiplexed stream to a worker: requests and cancels out, step frames in."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tenacity import (
@@ -30,8 +31,9 @@ class WorkerLink:
     """A worker as the data plane sees it.
 
     `run` keeps the stream open, reconnecting with backoff, until it is cancelled. `on_change` is
-    called when `connected` changes. When the stream breaks, every request on it fails with
-    WorkerLost; a request's sink gets nothing after its `cancel`.
+    called when `connected` changes; `alongside` runs while it is connected. When the stream
+    breaks, every request on it fails with WorkerLost; a request's sink gets nothing after its
+    `cancel`. `frames` counts what the worker has sent.
     """
 
     def __init__(
@@ -41,17 +43,20 @@ class WorkerLink:
         *,
         retry_max_s: float,
         on_change: Callable[["WorkerLink"], None],
+        alongside: Callable[[RpcChannel], Awaitable[None]] | None = None,
     ) -> None:
         self.instance = instance
         self.connected = False
+        self.frames = 0
         self._channel = channel
         self._retry_max_s = retry_max_s
         self._on_change = on_change
+        self._alongside = alongside
         self._stream: ClientStream | None = None
         self._sinks: dict[int, TokenSink] = {}
         self._next_slot = 0
         self._retiring = False
-        self._frames = FRAMES.labels(instance.card.name)
+        self._frames_metric = FRAMES.labels(instance.card.name)
         self._complaint = ""
 
     @property
@@ -121,20 +126,35 @@ class WorkerLink:
         async with self._channel.stream(KSERVE, "ModelStreamInfer", metadata=headers) as stream:
             answered = await stream.initial_metadata()
             if answered.get(FRAMES_HEADER) != "1":
+                async for _ in stream:
+                    break  # a refused call has no metadata either: this raises what it was told
                 raise WorkerLost(f"{self.instance.address} does not answer in step frames")
             self._stream = stream
             self._complaint = ""
             self._set_connected(not self._retiring)
             why = "the worker closed its stream"
-            try:
-                async for frame in stream:
-                    self._deliver(frame)
-            except ServingError as error:
-                why = error.message
-            finally:
-                self._stream = None
-                self._set_connected(False)
-                self._lost(why)
+            async with asyncio.TaskGroup() as tasks:
+                following = None
+                if self._alongside is not None:
+                    following = tasks.create_task(self._follow(self._alongside))
+                try:
+                    async for frame in stream:
+                        self._deliver(frame)
+                except ServingError as error:
+                    why = error.message
+                finally:
+                    if following is not None:
+                        following.cancel()
+                    self._stream = None
+                    self._set_connected(False)
+                    self._lost(why)
+
+    async def _follow(self, alongside: Callable[[RpcChannel], Awaitable[None]]) -> None:
+        try:
+            await alongside(self._channel)
+        except Exception:
+            # Requests go on without what it would have told.
+            log.exception("worker %s is not followed any more", self.instance.instance_id)
 
     def _note_failure(self, state: RetryCallState) -> None:
         """Log why there is no connection, once for each reason in turn."""
@@ -144,7 +164,8 @@ class WorkerLink:
             log.warning("no connection to worker %s: %s", self.instance.instance_id, why)
 
     def _deliver(self, frame: ModelStreamInferResponse) -> None:
-        self._frames.inc()
+        self.frames += 1
+        self._frames_metric.inc()
         for slot, delta in read_frame(frame):
             sink = self._sinks.get(slot)
             if sink is None:

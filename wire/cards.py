@@ -3,6 +3,7 @@
 import msgspec
 
 INSTANCE_KIND = "instances"
+ROUTER_KIND = "routers"
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,3 +41,10 @@ class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
     kv_events: bool = False
     status_url: str = ""
     version: str = ""
+
+
+class RouterInstance(msgspec.Struct, frozen=True, kw_only=True):
+    """One router process, for its peers. `address` is host:port of its gRPC service."""
+
+    model: str
+    address: str

@@ -1,11 +1,12 @@
 """The text side: a checked request and the deltas that answer it, whatever carries them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from wire.cards import ModelCard
+from wire.routes import Route, RouteReport, Thresholds
 from wire.sampling import Sampling
 
 
@@ -17,7 +18,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit for the whole request, in seconds; `deadline_s` is that limit or the rpc's as
     `time.monotonic` seconds. `stream` false says that nobody looks at it before its end.
     `endpoint` names the rpc or path it came by; `traceparent` is the W3C header that came with it.
-    `principal` is the name of the API key it came with, for limits and logs.
+    `principal` is the name of the API key it came with, for limits and logs. Only `pinned_worker`
+    may take it, on `data_parallel_rank` if that is set; with `explain_route` the first delta says
+    where it went.
     """
 
     request_id: str
@@ -40,6 +43,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str = ""
     traceparent: str | None = None
     principal: str | None = None
+    pinned_worker: str | None = None
+    data_parallel_rank: int | None = None
+    explain_route: bool = False
 
 
 class TokenText(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,11 +83,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerateDelta(msgspec.Struct, kw_only=True):
-    """What is new since the last delta, at most one entry per choice. The last one has `usage`."""
+    """What is new since the last delta, at most one entry per choice. The last one has `usage`.
+
+    `route` stands on the first one of a request that asked for it.
+    """
 
     choices: list[ChoiceDelta]
     prompt_tokens: int = 0
     usage: Usage | None = None
+    route: Route | None = None
 
     @property
     def final(self) -> bool:
@@ -107,4 +117,24 @@ class Backend(Protocol):
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Run one request."""
+        ...
+
+
+class Routing(Protocol):
+    """What a process that routes tells and is told about it."""
+
+    async def route(self, request: GenerateRequest) -> RouteReport:
+        """Say where a request would go; raises what the request itself would meet."""
+        ...
+
+    def thresholds(self) -> Mapping[str, Thresholds]:
+        """The thresholds of every model."""
+        ...
+
+    def thresholds_of(self, model: str) -> Thresholds:
+        """One model's thresholds; raises ModelNotFound."""
+        ...
+
+    def set_thresholds(self, model: str, wanted: Thresholds) -> Thresholds:
+        """Set a model's thresholds and return them; raises ModelNotFound."""
         ...

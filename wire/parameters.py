@@ -10,9 +10,18 @@ from typing import Any, NamedTuple
 from runtime.errors import InvalidRequest
 from wire.generate import Usage
 from wire.inference_pb2 import InferParameter
+from wire.routes import Route
 
 Value = bool | int | float | str
 
+PINNED_WORKER = "penstock_worker"
+"""Request parameter: only this worker may take it. Response parameter: the worker that did."""
+RANK = "data_parallel_rank"
+EXPLAIN = "penstock_explain_route"
+"""Request parameter: the first response shall say where the request went."""
+_OVERLAP = "penstock_overlap_blocks"
+_PROMPT_BLOCKS = "penstock_prompt_blocks"
+_COST = "penstock_route_cost"
 _RESERVED = {
     "sequence_id": ("int64_param", "string_param"),
     "sequence_start": ("bool_param",),
@@ -23,6 +32,9 @@ _RESERVED = {
     "lora_name": ("string_param",),
     "cache_salt": ("string_param",),
     "triton_enable_empty_final_response": ("bool_param",),
+    PINNED_WORKER: ("string_param",),
+    RANK: ("int64_param", "uint64_param"),
+    EXPLAIN: ("bool_param",),
 }
 MAX_INT64 = 2**63 - 1
 FINAL = "triton_final_response"
@@ -128,6 +140,36 @@ def read_usage(parameters: Mapping[str, InferParameter]) -> Usage | None:
         completion_tokens=parameters["completion_tokens"].int64_param,
         cached_tokens=int_parameter(parameters, "cached_tokens") or 0,
     )
+
+
+def write_route(target: Mapping[str, InferParameter], route: Route) -> None:
+    """Say in a response where its request went."""
+    set_parameter(target, PINNED_WORKER, route.worker_id)
+    set_parameter(target, RANK, route.data_parallel_rank)
+    set_parameter(target, _OVERLAP, route.overlap_blocks)
+    set_parameter(target, _PROMPT_BLOCKS, route.prompt_blocks)
+    set_parameter(target, _COST, float(route.cost))
+
+
+def read_route(parameters: Mapping[str, InferParameter]) -> Route | None:
+    """Where a response's request went, or None when it does not say."""
+    if PINNED_WORKER not in parameters:
+        return None
+    return Route(
+        worker_id=parameters[PINNED_WORKER].string_param,
+        data_parallel_rank=int_parameter(parameters, RANK) or 0,
+        overlap_blocks=int_parameter(parameters, _OVERLAP) or 0,
+        prompt_blocks=int_parameter(parameters, _PROMPT_BLOCKS) or 0,
+        cost=parameters[_COST].double_param if _COST in parameters else 0.0,
+    )
+
+
+def natural_parameter(parameters: Mapping[str, InferParameter], name: str) -> int | None:
+    """One integer parameter's value, None when it is not there; raises InvalidRequest below 0."""
+    value = plain_parameter(parameters, name)
+    if value is not None and not (type(value) is int and value >= 0):
+        raise InvalidRequest(f"{name}: expected a whole number, not negative", param=name)
+    return value
 
 
 def _value(name: str, parameter: InferParameter) -> Any:

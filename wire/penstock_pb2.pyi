@@ -1,3 +1,4 @@
+import inference_pb2 as _inference_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -107,18 +108,10 @@ class RankLoad(_message.Message):
     def __init__(self, data_parallel_rank: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_usage: _Optional[float] = ..., cache_queried_tokens: _Optional[int] = ..., cache_hit_tokens: _Optional[int] = ...) -> None: ...
 
 class BestWorkerRequest(_message.Message):
-    __slots__ = ("model_name", "token_ids", "lora_name", "cache_salt", "session_id")
-    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    LORA_NAME_FIELD_NUMBER: _ClassVar[int]
-    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
-    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    model_name: str
-    token_ids: _containers.RepeatedScalarFieldContainer[int]
-    lora_name: str
-    cache_salt: str
-    session_id: str
-    def __init__(self, model_name: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., lora_name: _Optional[str] = ..., cache_salt: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: _inference_pb2.ModelInferRequest
+    def __init__(self, request: _Optional[_Union[_inference_pb2.ModelInferRequest, _Mapping]] = ...) -> None: ...
 
 class BestWorkerResponse(_message.Message):
     __slots__ = ("worker_id", "data_parallel_rank", "address", "overlap_blocks", "prompt_blocks", "candidates")

@@ -14,7 +14,16 @@ from runtime.rpc import CallInfo
 from wire.generate import GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
 from wire.nesting import check_nesting
-from wire.parameters import plain_parameter, read_parameters, set_parameter, write_parameters
+from wire.parameters import (
+    EXPLAIN,
+    PINNED_WORKER,
+    RANK,
+    natural_parameter,
+    plain_parameter,
+    read_parameters,
+    set_parameter,
+    write_parameters,
+)
 from wire.sampling_inputs import (
     BOOL,
     INT,
@@ -91,6 +100,9 @@ def decode_text_request(
         endpoint=info.method,
         traceparent=info.metadata.get("traceparent"),
         principal=info.principal,
+        pinned_worker=plain_parameter(message.parameters, PINNED_WORKER) or None,
+        data_parallel_rank=natural_parameter(message.parameters, RANK),
+        explain_route=bool(plain_parameter(message.parameters, EXPLAIN)),
         **prompt_fields,
     )
     selection = OutputSelection(
@@ -137,7 +149,18 @@ def encode_text_request(request: GenerateRequest, selection: OutputSelection) ->
         session_id=request.session_id,
         timeout_s=request.timeout_s,
     )
+    _write_routing(message, request)
     return message
+
+
+def _write_routing(message: ModelInferRequest, request: GenerateRequest) -> None:
+    for name, value in (
+        (PINNED_WORKER, request.pinned_worker),
+        (RANK, request.data_parallel_rank),
+        (EXPLAIN, request.explain_route or None),
+    ):
+        if value is not None:
+            set_parameter(message.parameters, name, value)
 
 
 def _check_names(tensors: Mapping[str, Tensor]) -> None:

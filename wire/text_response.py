@@ -22,8 +22,10 @@ from wire.parameters import (
     FINAL,
     int_parameter,
     plain_parameter,
+    read_route,
     read_usage,
     set_parameter,
+    write_route,
     write_usage,
 )
 from wire.tensors import Tensor, add_output, decode_outputs, encode_bytes
@@ -48,7 +50,8 @@ def encode_text_response(
     """Write one response.
 
     Its parameters: `triton_final_response`; `stop_reason` (of choice i > 0: `stop_reason_i`); on
-    the final one `prompt_tokens`, `completion_tokens`, `cached_tokens`.
+    the final one `prompt_tokens`, `completion_tokens`, `cached_tokens`; on the first one of a
+    request that asked for it where it went (see wire.parameters).
     """
     message = ModelInferResponse(
         model_name=request.model, model_version=model_version, id=request.request_id
@@ -69,6 +72,8 @@ def encode_text_response(
             set_parameter(message.parameters, _stop_reason_name(choice.index), choice.stop_reason)
     if delta.usage is not None:
         write_usage(message.parameters, delta.usage)
+    if delta.route is not None:
+        write_route(message.parameters, delta.route)
     return message
 
 
@@ -132,7 +137,12 @@ def decode_text_response(
             completion_tokens=sum(len(choice.token_ids) for choice in choices),
         )
     kept = [choice for choice in choices if not _is_silent(choice)]
-    return GenerateDelta(choices=kept, prompt_tokens=prompt_tokens, usage=usage)
+    return GenerateDelta(
+        choices=kept,
+        prompt_tokens=prompt_tokens,
+        usage=usage,
+        route=read_route(message.parameters),
+    )
 
 
 class _Logprob(msgspec.Struct, frozen=True):

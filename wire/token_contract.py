@@ -5,9 +5,9 @@ requests with slots (see wire.frames) and cancels them on the stream they came o
 `input_ids` is optional; the sampling parameters are those of wire.sampling_inputs.
 """
 
-import struct
+import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +18,10 @@ from wire.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResp
 from wire.logprobs import finite
 from wire.parameters import (
     FINAL,
+    PINNED_WORKER,
+    RANK,
     int_parameter,
+    natural_parameter,
     plain_parameter,
     read_parameters,
     read_usage,
@@ -39,7 +42,6 @@ from wire.tokens import FinishReason, Position, TokenDelta, TokenLogprob, TokenR
 
 SLOT = "penstock_slot"
 CANCEL = "penstock_cancel"
-_RANK = "data_parallel_rank"
 _CHOICE = "choice"
 _STOP_REASON = "stop_reason"
 _TRACEPARENT = "traceparent"
@@ -70,7 +72,7 @@ def encode_token_request(
             _Input(name=JSON_INPUT, datatype="BYTES", shape=(1,)),
         ],
         raw_input_contents=[
-            struct.pack(f"<{len(ids)}i", *ids),
+            _int32(ids),
             encode_bytes([sampling_json(request.sampling)]),
         ],
     )
@@ -82,9 +84,11 @@ def encode_token_request(
         session_id=request.session_id,
     )
     if request.data_parallel_rank is not None:
-        set_parameter(message.parameters, _RANK, request.data_parallel_rank)
+        set_parameter(message.parameters, RANK, request.data_parallel_rank)
     if request.traceparent is not None:
         set_parameter(message.parameters, _TRACEPARENT, request.traceparent)
+    if request.pinned_worker is not None:
+        set_parameter(message.parameters, PINNED_WORKER, request.pinned_worker)
     if slot is not None:
         set_parameter(message.parameters, SLOT, slot)
     return message
@@ -111,9 +115,18 @@ def decode_token_request(message: ModelInferRequest) -> TokenRequest:
         priority=parameters.priority,
         cache_salt=parameters.cache_salt,
         session_id=parameters.session_id,
-        data_parallel_rank=_natural(message.parameters, _RANK),
+        data_parallel_rank=natural_parameter(message.parameters, RANK),
         traceparent=_text(message.parameters, _TRACEPARENT),
+        pinned_worker=_text(message.parameters, PINNED_WORKER) or None,
     )
+
+
+def _int32(ids: Sequence[int]) -> bytes:
+    column = ids if isinstance(ids, array) else array("i", ids)
+    if sys.byteorder == "big":
+        column = array("i", column)
+        column.byteswap()
+    return column.tobytes()
 
 
 def read_token_ids(tensor: Tensor) -> list[int]:
@@ -138,7 +151,7 @@ def read_token_ids(tensor: Tensor) -> list[int]:
 
 def request_slot(message: ModelInferRequest) -> int | None:
     """The slot of a multiplexed request; raises InvalidRequest when it is no uint32."""
-    slot = _natural(message.parameters, SLOT)
+    slot = natural_parameter(message.parameters, SLOT)
     if slot is not None and slot >= 2**32:
         raise InvalidRequest(f"{SLOT}: {slot} is out of range", param=SLOT)
     return slot
@@ -242,15 +255,6 @@ def _read_logprobs(tensor: Tensor | None) -> list[Position] | None:
         [TokenLogprob(token_id, it.logprob, it.rank) for token_id, it in position.items()]
         for position in _decode_positions(tensor.values.ravel().tolist()[0])
     ]
-
-
-def _natural(parameters: Mapping[str, InferParameter], name: str) -> int | None:
-    value = plain_parameter(parameters, name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRequest(f"{name}: expected a whole number, not negative", param=name)
-    return value
 
 
 def _text(parameters: Mapping[str, InferParameter], name: str) -> str | None:

@@ -1,5 +1,6 @@
 """The token side: what a front door asks of a worker, and what comes back."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -28,10 +29,11 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One generation, in tokens. `token_ids` is the whole prompt, each id in [0, vocab_size).
 
     `traceparent` (W3C Trace Context) is the span of the caller's that the work hangs below.
+    `pinned_worker` is for a router between: only this worker may take it.
     """
 
     request_id: str
-    token_ids: list[int]
+    token_ids: Sequence[int]
     sampling: Sampling
     lora_name: str | None = None
     priority: int = 0
@@ -39,6 +41,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     data_parallel_rank: int | None = None
     traceparent: str | None = None
+    pinned_worker: str | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -90,7 +90,7 @@ class WorkerProcess:
         self._config = config
         self._engine = engine
         self._model = model
-        self._discovery = open_discovery(config.discovery, config.discovery_path)
+        self._discovery = open_discovery(config)
         self._tracing = Tracing()
         self._service: WorkerService | None = None
         self._fleet: FleetService | None = None

@@ -1,5 +1,6 @@
 """One model's text side: requests to prompt ids, token deltas to text deltas."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,12 @@ _CHARACTERS_PER_TOKEN = 16
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt in tokens; `text` is what they were made of, None for a prompt of ids."""
+    """A prompt in tokens, int32; `text` is what they were made of, None for a prompt of ids.
 
-    token_ids: list[int]
+    An array, because the router hashes it and the wire sends it: neither copies it then.
+    """
+
+    token_ids: "array[int]"
     text: str | None = None
 
 
@@ -56,14 +60,14 @@ class TextCodec:
         Raises ContextLengthExceeded for a text so long that encoding it would be a waste.
         """
         if request.prompt_token_ids is not None:
-            return EncodedPrompt(self._checked(request.prompt_token_ids))
+            return EncodedPrompt(array("i", self._checked(request.prompt_token_ids)))
         if request.messages is not None:
             text = self._render(request)
             ids = self._encode(text, add_special_tokens=False, param="messages")
-            return EncodedPrompt(self._not_empty(ids, "messages"), text)
+            return EncodedPrompt(array("i", self._not_empty(ids, "messages")), text)
         text = request.prompt or ""
         ids = self._encode(text, add_special_tokens=True, param="prompt")
-        return EncodedPrompt(self._not_empty(ids, "prompt"), text)
+        return EncodedPrompt(array("i", self._not_empty(ids, "prompt")), text)
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens left out."""

@@ -305,7 +305,7 @@ async def test_a_worker_whose_model_cannot_be_read_does_not_harm_the_others(
             value = msgspec.json.encode(instance)
             record = Record(kind=INSTANCE_KIND, id=instance.instance_id, value=value)
             await stack.discovery.register(record)
-        await eventually(lambda: "good" in stack.door._fleet._links)
+        await eventually(lambda: "good" in stack.door._fleet._members)
         assert stack.door.model_names() == ["sim"]
         assert ids_of(await infer(channel, ask(stream=False)))
         await channel.close()

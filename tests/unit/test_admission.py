@@ -6,9 +6,9 @@ from runtime.errors import InvalidRequest, ServingError
 from runtime.request_record import RequestRecord
 from server.admission import Admission
 from server.config import FrontDoorConfig
-from server.fleet import ServedModel
 from server.flight import Flight
 from server.generation import Generation
+from server.models import ServedModel
 from wire.cards import ModelCard
 from wire.generate import GenerateRequest
 from wire.sampling import make_sampling
@@ -34,6 +34,9 @@ class Owner:
         self, generation: Generation, *, cancel: bool, error: ServingError | None = None
     ) -> None:
         self.admission.leave(self.flights.pop(generation))
+
+    def first_token(self, generation: Generation) -> None:
+        pass
 
     def lost(self, generation: Generation, error: ServingError) -> bool:
         return False

@@ -27,6 +27,9 @@ class Owner:
     ) -> None:
         self.released.append(cancel)
 
+    def first_token(self, generation: Generation) -> None:
+        pass
+
     def lost(self, generation: Generation, error: ServingError) -> bool:
         return self.takes_over
 

@@ -1,0 +1,159 @@
+"""What all policies share: who may be chosen, and how busy everybody is."""
+
+import random
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.cost import Floats, costs
+from router.load import Load
+from router.place_table import PlaceTable, Rows
+from router.router import (
+    Active,
+    Candidate,
+    Choice,
+    LoadReported,
+    PeerLoad,
+    Place,
+    RouteRequest,
+    RouterEvent,
+    RouterStats,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerStalled,
+)
+from router.settings import RouterSettings
+from runtime.errors import Overloaded
+from wire.block_hash import NO_HASHES
+
+
+class Policy(ABC):
+    """A router (router/router.py) that takes one of the rows it is offered."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self.thresholds = settings.thresholds
+        self._settings = settings
+        self._random = random.Random(settings.seed)
+        self._table = PlaceTable(settings.block_size)
+        self._load = Load(self._table, settings.block_size)
+
+    @abstractmethod
+    def _decide(self, request: RouteRequest, rows: Rows) -> Choice:
+        """Choose one of the rows, of which there is at least one."""
+
+    def observe(self, event: RouterEvent) -> None:
+        """Learn a fact about the workers."""
+        match event:
+            case WorkerJoined():
+                self._leave(event.worker_id)
+                self._join(event)
+            case WorkerLeft():
+                self._leave(event.worker_id)
+            case WorkerStalled():
+                self._table.stall(event.worker_id, event.stalled)
+            case LoadReported():
+                self._load.reported(event)
+            case PeerLoad():
+                self._load.peer(event)
+
+    def choose(self, request: RouteRequest, now: float) -> Choice | None:
+        """Pick a place; None when no worker may take the request; raises Overloaded."""
+        rows = self._eligible(request)
+        return None if rows is None else self._decide(request, rows)
+
+    def explain(self, request: RouteRequest, now: float) -> list[Candidate]:
+        """Judge every place that may take the request, best first; changes nothing."""
+        rows = self._table.candidates(request)
+        if not len(rows):
+            return []
+        overlaps, cost = self._judge(request, rows)
+        judged = zip(
+            rows.tolist(),
+            overlaps.tolist(),
+            cost.tolist(),
+            self._load.blocks(rows).tolist(),
+            self._load.prefill_tokens(rows).tolist(),
+            self._load.busy(rows, self.thresholds).tolist(),
+            strict=True,
+        )
+        candidates = [
+            Candidate(
+                place=self._table.place(row),
+                overlap_blocks=overlap,
+                cost=cost,
+                active_blocks=round(blocks),
+                prefill_tokens=prefill,
+                busy=busy,
+            )
+            for row, overlap, cost, blocks, prefill, busy in judged
+        ]
+        return sorted(candidates, key=lambda it: (it.busy, it.cost))
+
+    def started(self, request: RouteRequest, choice: Choice, now: float) -> None:
+        """Count the request on its place."""
+        self._load.started(
+            request.request_id,
+            Place(choice.worker_id, choice.rank),
+            tokens=len(request.token_ids),
+            hashes=NO_HASHES if choice.hashes is None else choice.hashes,
+            cached_blocks=choice.overlap_blocks,
+        )
+
+    def advanced(self, request_id: str, tokens: int, now: float) -> None:
+        """Count more tokens of the request's answer."""
+        self._load.advanced(request_id, tokens)
+
+    def finished(self, request_id: str, now: float) -> None:
+        """Count the request no more."""
+        self._load.finished(request_id)
+
+    def active(self) -> dict[Place, Active]:
+        """What this router has running, for its peers."""
+        return self._load.active()
+
+    def stats(self) -> RouterStats:
+        """Without an index nothing is kept."""
+        return RouterStats({}, 0)
+
+    def _join(self, event: WorkerJoined) -> None:
+        self._load.joined(event)
+
+    def _leave(self, worker_id: str) -> list[Place]:
+        return self._load.left(worker_id)
+
+    def _judge(self, request: RouteRequest, rows: Rows) -> tuple[NDArray[np.int64], Floats]:
+        """Return overlap in blocks and cost of each row."""
+        return np.zeros(len(rows), np.int64), self._costs(rows)
+
+    def _costs(self, rows: Rows, uncached_blocks: NDArray[np.floating] | float = 0.0) -> Floats:
+        return costs(
+            prefill_blocks=self._load.prefill_tokens(rows) / self._settings.block_size,
+            uncached_blocks=uncached_blocks,
+            active_blocks=self._load.blocks(rows),
+            overlap_weight=self._settings.overlap_weight,
+        )
+
+    def _eligible(self, request: RouteRequest) -> Rows | None:
+        """Return the rows that may take the request and are not busy; None if none may take it.
+
+        Raises Overloaded when all that may take it are busy.
+        """
+        rows = self._table.candidates(request)
+        if not len(rows):
+            return None
+        if self.thresholds.active_decode_blocks is None and (
+            self.thresholds.active_prefill_tokens is None
+        ):
+            return rows
+        free: Rows = rows[~self._load.busy(rows, self.thresholds)]
+        if not len(free):
+            raise Overloaded(_all_busy(request))
+        return free
+
+
+def _all_busy(request: RouteRequest) -> str:
+    if request.pinned is None:
+        return "all workers are busy; try again later"
+    rank = "" if request.pinned_rank is None else f", rank {request.pinned_rank},"
+    return f"worker {request.pinned!r}{rank} is busy and the request is pinned to it"

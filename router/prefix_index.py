@@ -1,0 +1,299 @@
+"""Which places hold which prefix: a bit mask of places for each block.
+
+A place that holds a block is taken to hold all before it; where that is not so, the overlap found
+is of one of the prefixes it does hold. Memory per block, measured with 1 M blocks and 64 places
+(benchmarks/router_speed.py): {MEMORY}
+"""
+
+from array import array
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from router.router import Place
+from runtime.errors import InternalError
+from wire.block_hash import NO_HASHES, Hashes, pack_hashes, unpack_hashes
+
+# A Python integer below 2**60 takes 32 bytes, one above 48. Among 50 M blocks 60 bits make one
+# collision in a thousand such sets (n**2 / 2**61).
+_SHIFT = np.uint64(4)
+_SWEEP_BLOCKS = 4096
+_SLACK_BLOCKS = 1024
+_FEW_BITS = 8
+
+
+class _Held:
+    """What one place holds. `order` has its blocks as they were stored, and some that are gone."""
+
+    __slots__ = ("bit", "count", "number", "order", "row")
+
+    def __init__(self, row: int, number: int) -> None:
+        self.row = row
+        self.number = number
+        self.bit = 1 << number
+        self.count = 0
+        self.order = array("Q")
+
+
+class PrefixIndex:
+    """Blocks by place, at most `max_blocks` of each.
+
+    When a place has more, those that were stored first are forgotten down to `prune_ratio` of it,
+    and of blocks that were stored together the deepest first, so that chains are cut at their
+    ends. The order is of what the place stored, not of what requests used: the place itself tells
+    of what it evicts, so that this bound is only for places larger than expected.
+
+    Dropping or clearing a place takes no time: its bit is given to nobody until it has been swept
+    from all masks, a few blocks with each later change.
+    """
+
+    def __init__(self, max_blocks: int = 2**20, prune_ratio: float = 0.8) -> None:
+        self.evicted = 0
+        self._max_blocks = max_blocks
+        self._kept_blocks = int(max_blocks * prune_ratio)
+        self._masks: dict[int, int] = {}
+        self._held: dict[Place, _Held] = {}
+        self._live = 0
+        self._rows = np.zeros(0, np.intp)  # by bit number
+        self._free_numbers: list[int] = []
+        self._dead: list[_Held] = []
+
+    def __len__(self) -> int:
+        """Distinct blocks, those of dropped places included until they are swept."""
+        return len(self._masks)
+
+    def add(self, place: Place, row: int) -> None:
+        """Know a place, which holds nothing; `row` is what `overlaps_by_row` calls it."""
+        self.drop(place)
+        if self._free_numbers:
+            number = self._free_numbers.pop()
+        else:
+            number = len(self._rows)
+            self._rows = np.append(self._rows, 0)
+        self._rows[number] = row
+        held = self._held[place] = _Held(row, number)
+        self._live |= held.bit
+
+    def drop(self, place: Place) -> None:
+        """Forget a place and all it holds. Unknown ones are ignored."""
+        held = self._held.pop(place, None)
+        if held is not None:
+            self._live &= ~held.bit
+            self._dead.append(held)
+
+    def clear(self, place: Place) -> None:
+        """Forget all that a place holds."""
+        held = self._held.get(place)
+        if held is not None and held.order:
+            self.add(place, held.row)
+
+    def store(self, place: Place, hashes: Hashes) -> Hashes:
+        """Note that a place holds these blocks; returns those that it did not hold before.
+
+        Blocks of a place that is not known are ignored.
+        """
+        held = self._held.get(place)
+        if held is None:
+            return NO_HASHES
+        self.sweep(2 * len(hashes))
+        fresh = self._set(held.bit, hashes)
+        held.order.frombytes(fresh[::-1].tobytes())
+        held.count += len(fresh)
+        if held.count > self._max_blocks:
+            self._evict(held)
+        elif len(held.order) > 2 * held.count + _SLACK_BLOCKS:
+            self._compact(held)
+        return fresh
+
+    def remove(self, place: Place, hashes: Hashes) -> int:
+        """Note that a place holds these no more; returns how many of them it did hold."""
+        held = self._held.get(place)
+        if held is None:
+            return 0
+        self.sweep(2 * len(hashes))
+        gone = self._unset(held.bit, hashes)
+        held.count -= gone
+        return gone
+
+    def sweep(self, blocks: int = _SWEEP_BLOCKS) -> None:
+        """Take up to `blocks` blocks of dropped places out of the masks."""
+        while self._dead and blocks > 0:
+            held = self._dead[-1]
+            part = held.order[-blocks:]
+            del held.order[-blocks:]
+            self._unset(held.bit, _hashes(part))
+            blocks -= len(part)
+            if not held.order:
+                self._dead.pop()
+                self._free_numbers.append(held.number)
+
+    def count(self, place: Place) -> int:
+        """How many blocks a place holds."""
+        held = self._held.get(place)
+        return 0 if held is None else held.count
+
+    def counts(self) -> dict[Place, int]:
+        """How many blocks each place holds."""
+        return {place: held.count for place, held in self._held.items()}
+
+    def blocks(self, place: Place) -> Hashes:
+        """All blocks of a place, those stored first at the front."""
+        held = self._held.get(place)
+        if held is None:
+            return NO_HASHES
+        self._compact(held)
+        return _hashes(held.order)
+
+    def overlaps(self, hashes: Hashes) -> dict[Place, int]:
+        """Return how many blocks of a prompt each place holds, places without any left out."""
+        places = {held.number: place for place, held in self._held.items()}
+        return {
+            places[number]: depth for mask, depth in self._search(hashes) for number in _bits(mask)
+        }
+
+    def overlaps_by_row(self, hashes: Hashes, rows: int) -> NDArray[np.int64]:
+        """Return how many blocks of a prompt each row's place holds, int64 [rows]."""
+        overlaps = np.zeros(rows, np.int64)
+        few: list[int] = []
+        depths: list[int] = []
+        for mask, depth in self._search(hashes):
+            numbers = _bits(mask)
+            if isinstance(numbers, list):
+                few += numbers
+                depths += [depth] * len(numbers)
+            else:
+                overlaps[self._rows[numbers]] = depth
+        if few:
+            overlaps[self._rows[few]] = depths
+        return overlaps
+
+    def snapshot(self) -> bytes:
+        """Return all places with their blocks, 8 bytes a block."""
+        return msgspec.msgpack.encode(
+            [(place, pack_hashes(self.blocks(place))) for place in self._held]
+        )
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take over what a snapshot says of the places that are known here.
+
+        Raises InternalError when it is malformed; then nothing has changed.
+        """
+        try:
+            parts = msgspec.msgpack.decode(snapshot, type=list[tuple[Place, bytes]])
+            known = [(place, unpack_hashes(data)) for place, data in parts]
+        except (msgspec.DecodeError, ValueError) as error:
+            raise InternalError(f"malformed router snapshot: {error}") from error
+        for place, hashes in known:
+            if place in self._held:
+                self.clear(place)
+                # `store` takes the deepest first; these stand in the order to be kept.
+                self.store(place, hashes[::-1])
+
+    def _search(self, hashes: Hashes) -> list[tuple[int, int]]:
+        """Return (mask, depth) of the places that hold `depth` blocks, in one mask or several.
+
+        Gallops until no place is left, then halves each interval in which places were lost. With p
+        boundaries in n blocks that is O(p log n) look-ups.
+        """
+        if not len(hashes):
+            return []
+        block, get = (hashes >> _SHIFT).item, self._masks.get
+        last = len(hashes) - 1
+        at, step, mask = 0, 1, get(block(0), 0) & self._live
+        seen = [(at, mask)]
+        while mask and at < last:
+            at = min(last, at + step)
+            step *= 2
+            mask &= get(block(at), 0)
+            seen.append((at, mask))
+        found = [(mask, at + 1)] if mask else []
+        intervals = list(pairwise(seen))
+        while intervals:
+            (low, before), (high, after) = intervals.pop()
+            if before == after:
+                continue
+            if high - low == 1:
+                found.append((before & ~after, high))
+                continue
+            middle = (low + high) // 2
+            # Who holds `high` is taken to hold this one.
+            between = middle, (get(block(middle), 0) | after) & before
+            intervals += [((low, before), between), (between, (high, after))]
+        return found
+
+    def _set(self, bit: int, hashes: Hashes) -> Hashes:
+        """Set a bit in the blocks' masks; returns the blocks that did not have it."""
+        masks = self._masks
+        get = masks.get
+        known: list[int] = []
+        # Neighbours mostly have equal masks: one integer serves them all.
+        old = new = 0
+        for number, block in enumerate((hashes >> _SHIFT).tolist()):
+            mask = get(block)
+            if mask is None:
+                masks[block] = bit
+            elif mask & bit:
+                known.append(number)
+            else:
+                if mask != old:
+                    old, new = mask, mask | bit
+                masks[block] = new
+        return np.delete(hashes, known) if known else hashes
+
+    def _unset(self, bit: int, hashes: Hashes) -> int:
+        """Clear a bit in the blocks' masks; returns how many had it."""
+        masks = self._masks
+        get = masks.get
+        gone = old = new = 0
+        for block in (hashes >> _SHIFT).tolist():
+            mask = get(block)
+            if mask is None or not mask & bit:
+                continue
+            gone += 1
+            if mask == bit:
+                del masks[block]
+                continue
+            if mask != old:
+                old, new = mask, mask ^ bit
+            masks[block] = new
+        return gone
+
+    def _evict(self, held: _Held) -> None:
+        self._compact(held)
+        surplus = held.count - self._kept_blocks
+        first = held.order[:surplus]
+        del held.order[:surplus]
+        gone = self._unset(held.bit, _hashes(first))
+        held.count -= gone
+        self.evicted += gone
+
+    def _compact(self, held: _Held) -> None:
+        """Leave in the order what is held, each block where it was stored last."""
+        if len(held.order) == held.count:
+            return
+        newest_first = _hashes(held.order)[::-1]
+        _, places = np.unique(newest_first >> _SHIFT, return_index=True)
+        ordered = newest_first[np.sort(places)[::-1]]
+        get, bit = self._masks.get, held.bit
+        kept = [bool(get(block, 0) & bit) for block in (ordered >> _SHIFT).tolist()]
+        held.order = array("Q")
+        held.order.frombytes(ordered[np.array(kept, np.bool_)].tobytes())
+
+
+def _hashes(order: "array[int]") -> Hashes:
+    return np.frombuffer(order.tobytes(), np.uint64)
+
+
+def _bits(mask: int) -> "list[int] | NDArray[np.intp]":
+    """Return the numbers of the bits that are set."""
+    if mask.bit_count() > _FEW_BITS:
+        data = np.frombuffer(mask.to_bytes((mask.bit_length() + 7) // 8, "little"), np.uint8)
+        return np.flatnonzero(np.unpackbits(data, bitorder="little"))
+    numbers = []
+    while mask:
+        number = mask.bit_length() - 1
+        numbers.append(number)
+        mask ^= 1 << number
+    return numbers

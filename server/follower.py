@@ -1,0 +1,182 @@
+"""Tells a router what one worker's KV cache holds and how loaded its engine is."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
+
+from router.router import (
+    BlocksCleared,
+    BlocksRemoved,
+    BlocksStored,
+    LoadReported,
+    Place,
+    Router,
+)
+from runtime.errors import InternalError, ServingError, Unsupported, WorkerLost
+from runtime.grpc_client import RpcChannel
+from server.metrics import EVENT_LAG, KV_EVENTS, KV_RESYNCS
+from wire.cards import WorkerInstance
+from wire.kv_events import (
+    Cleared,
+    KvBatch,
+    KvEvent,
+    Position,
+    Removed,
+    SnapshotPart,
+    Stored,
+    decode_batch,
+    watch_request,
+)
+from wire.penstock_pb2 import LoadReport, WatchLoadRequest
+from wire.pool import FLEET
+
+log = logging.getLogger(__name__)
+
+
+class EventGap(ServingError):
+    """Events of a KV cache are missing; only a snapshot can follow."""
+
+
+class WorkerFollower:
+    """Follows one worker while the front door is connected to it.
+
+    `steps` moves while the engine makes progress, None until the worker has said so; `stalled` and
+    `draining` are the worker's own word. `now` gives monotonic seconds, the router's clock.
+    """
+
+    def __init__(
+        self,
+        instance: WorkerInstance,
+        router: Router,
+        *,
+        kv_events: bool,
+        retry_max_s: float,
+        now: Callable[[], float],
+    ) -> None:
+        self.steps: int | None = None
+        self.stalled = False
+        self.draining = False
+        self._instance = instance
+        self._router = router
+        self._kv_events = kv_events
+        self._retry_max_s = retry_max_s
+        self._now = now
+        self._positions: dict[int, Position] = {}
+
+    async def run(self, channel: RpcChannel) -> None:
+        """Follow until cancelled. The router must have forgotten the worker's blocks before."""
+        self._positions.clear()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._again(channel, "load", self._load_stream))
+            if self._kv_events:
+                tasks.create_task(self._again(channel, "KV events", self._kv_stream))
+
+    async def _again(
+        self, channel: RpcChannel, what: str, once: Callable[[RpcChannel], Awaitable[None]]
+    ) -> None:
+        """Read a stream over and over, with backoff while it brings nothing."""
+        worker = self._instance.instance_id
+        try:
+            while True:
+                async for attempt in AsyncRetrying(
+                    retry=retry_if_exception(
+                        lambda e: isinstance(e, ServingError) and not isinstance(e, Unsupported)
+                    ),
+                    wait=wait_random_exponential(multiplier=0.05, max=self._retry_max_s),
+                    reraise=True,
+                ):
+                    with attempt:
+                        await once(channel)
+        except Unsupported:
+            log.info("worker %s does not tell its %s: it is chosen without", worker, what)
+
+    async def _load_stream(self, channel: RpcChannel) -> None:
+        await self._read(channel, "WatchLoad", WatchLoadRequest(), self._take_load)
+
+    async def _kv_stream(self, channel: RpcChannel) -> None:
+        request = watch_request(self._positions)
+        await self._read(
+            channel, "WatchKvEvents", request, lambda it: self._take_batch(decode_batch(it))
+        )
+
+    async def _read(
+        self, channel: RpcChannel, method: str, request: Any, take: Callable[[Any], None]
+    ) -> None:
+        """Read one stream until it ends; raises ServingError unless it has brought something."""
+        brought = False
+        try:
+            async with channel.stream(FLEET, method) as stream:
+                stream.send(request)
+                stream.half_close()
+                async for message in stream:
+                    take(message)
+                    brought = True
+        except EventGap as gap:
+            log.warning("worker %s: %s; asking for a snapshot", self._instance.instance_id, gap)
+        except InternalError:
+            log.exception("worker %s: %s cannot be read", self._instance.instance_id, method)
+            raise
+        except (Unsupported, WorkerLost):
+            if not brought:
+                raise
+        if not brought:
+            raise WorkerLost(f"{method} ended without a message")
+
+    def _take_load(self, report: LoadReport) -> None:
+        now = self._now()
+        self.steps, self.stalled, self.draining = report.steps, report.stalled, report.draining
+        for rank in report.ranks:
+            self._router.observe(
+                LoadReported(
+                    self._place(rank.data_parallel_rank),
+                    running=rank.running,
+                    waiting=rank.waiting,
+                    kv_usage=rank.kv_usage,
+                    now=now,
+                )
+            )
+
+    def _take_batch(self, batch: KvBatch) -> None:
+        model = self._instance.card.name
+        for event in batch.events:
+            self._take_event(batch.rank, batch.log_id, event)
+            KV_EVENTS.labels(model, type(event.change).__name__.lower()).inc()
+        if batch.happened_s:
+            lag_s = datetime.now(UTC).timestamp() - batch.happened_s
+            EVENT_LAG.labels(model).observe(max(0.0, lag_s))
+
+    def _take_event(self, rank: int, log_id: int, event: KvEvent) -> None:
+        place, change = self._place(rank), event.change
+        if isinstance(change, SnapshotPart):
+            self._take_part(place, Position(log_id, event.id), change)
+            return
+        at = self._positions.get(rank)
+        if at is None or at.log_id != log_id or event.id > at.event_id + 1:
+            self._positions.pop(rank, None)
+            KV_RESYNCS.labels(self._instance.card.name).inc()
+            raise EventGap(f"KV event {event.id} of rank {rank} where {at} was the last")
+        if event.id <= at.event_id:
+            return
+        match change:
+            case Stored(hashes=hashes):
+                self._router.observe(BlocksStored(place, hashes))
+            case Removed(hashes=hashes):
+                self._router.observe(BlocksRemoved(place, hashes))
+            case Cleared():
+                self._router.observe(BlocksCleared(place))
+        self._positions[rank] = Position(log_id, event.id)
+
+    def _take_part(self, place: Place, position: Position, part: SnapshotPart) -> None:
+        if part.first:
+            self._router.observe(BlocksCleared(place))
+            self._positions.pop(place.rank, None)
+        self._router.observe(BlocksStored(place, part.hashes))
+        if part.last:
+            self._positions[place.rank] = position
+
+    def _place(self, rank: int) -> Place:
+        return Place(self._instance.instance_id, rank)

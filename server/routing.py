@@ -1,0 +1,145 @@
+"""Asks a model's router: for a request, for a dry run, for its thresholds."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+
+from router.router import BusyThresholds, Choice, RouteRequest
+from runtime.errors import ModelNotReady
+from server.fleet import Fleet
+from server.metrics import DECISION_TIME, DECISIONS, OVERLAP_BLOCKS, PROMPT_BLOCKS
+from server.models import ServedModel
+from server.text.codec import EncodedPrompt
+from wire.generate import GenerateRequest
+from wire.routes import Route, RouteCandidate, RouteReport, Thresholds
+
+
+def route_request(
+    request: GenerateRequest,
+    prompt: EncodedPrompt,
+    *,
+    key: str,
+    exclude: frozenset[str] = frozenset(),
+) -> RouteRequest:
+    """What the router needs to know of a request; `key` is its name there."""
+    return RouteRequest(
+        request_id=key,
+        token_ids=prompt.token_ids,
+        lora_name=request.lora_name,
+        cache_salt=request.cache_salt,
+        session_id=request.session_id,
+        pinned=request.pinned_worker,
+        pinned_rank=request.data_parallel_rank,
+        exclude=exclude,
+    )
+
+
+def choose(model: ServedModel, route: RouteRequest, policy: str) -> Choice:
+    """Choose a place and account for the choice.
+
+    Raises ModelNotReady when there is none, Overloaded when all that may take it are busy.
+    """
+    began_s = time.monotonic()
+    choice = model.router.choose(route, began_s)
+    name = model.card.name
+    DECISION_TIME.labels(name).observe(time.monotonic() - began_s)
+    if choice is None:
+        raise _no_place(model, route)
+    DECISIONS.labels(name, choice.worker_id, policy).inc()
+    PROMPT_BLOCKS.labels(name).inc(choice.prompt_blocks)
+    OVERLAP_BLOCKS.labels(name).inc(choice.overlap_blocks)
+    return choice
+
+
+def _no_place(model: ServedModel, route: RouteRequest) -> ModelNotReady:
+    if route.pinned is not None and route.pinned not in model.links:
+        text = f"worker {route.pinned!r} does not serve {model.card.name} at present"
+        return ModelNotReady(text, param="worker")
+    return ModelNotReady(f"model {model.card.name!r} has no ready worker", param="model")
+
+
+def shown_route(choice: Choice) -> Route:
+    """The choice as clients are told of it."""
+    return Route(
+        worker_id=choice.worker_id,
+        data_parallel_rank=choice.rank,
+        overlap_blocks=choice.overlap_blocks,
+        prompt_blocks=choice.prompt_blocks,
+        cost=choice.cost,
+    )
+
+
+def route_report(model: ServedModel, route: RouteRequest) -> RouteReport:
+    """Say where a request would go; raises ModelNotReady when no worker may take it."""
+    candidates = model.router.explain(route, time.monotonic())
+    if not candidates:
+        raise _no_place(model, route)
+    best = next((it for it in candidates if not it.busy), candidates[0])
+    block_size = model.card.block_size
+    return RouteReport(
+        model=model.card.name,
+        worker_id=best.place.worker_id,
+        address=model.links[best.place.worker_id].instance.address,
+        data_parallel_rank=best.place.rank,
+        overlap_blocks=best.overlap_blocks,
+        prompt_blocks=len(route.token_ids) // block_size if block_size else 0,
+        candidates=[
+            RouteCandidate(
+                worker_id=it.place.worker_id,
+                data_parallel_rank=it.place.rank,
+                overlap_blocks=it.overlap_blocks,
+                cost=it.cost,
+                active_blocks=it.active_blocks,
+                prefill_tokens=it.prefill_tokens,
+                busy=it.busy,
+            )
+            for it in candidates
+        ],
+    )
+
+
+class RoutingDesk:
+    """Dry runs and thresholds (a wire.generate.Routing)."""
+
+    def __init__(self, fleet: Fleet, text_threads: Executor | None) -> None:
+        self._fleet = fleet
+        self._text_threads = text_threads
+
+    async def route(self, request: GenerateRequest) -> RouteReport:
+        """Say where a request would go; nothing is sent or counted.
+
+        Raises what the request itself would meet: ModelNotFound, ModelNotReady, InvalidRequest.
+        """
+        model = self._fleet.model(request.model)
+        codec = model.codec
+        if codec.is_long(request):
+            loop = asyncio.get_running_loop()
+            prompt = await loop.run_in_executor(self._text_threads, codec.encode_request, request)
+        else:
+            prompt = codec.encode_request(request)
+        return route_report(model, route_request(request, prompt, key=""))
+
+    def thresholds(self) -> Mapping[str, Thresholds]:
+        """The thresholds of every model."""
+        return {it.card.name: _shown(it.router.thresholds) for it in self._fleet.models()}
+
+    def thresholds_of(self, model: str) -> Thresholds:
+        """One model's thresholds; raises ModelNotFound."""
+        return _shown(self._fleet.model(model).router.thresholds)
+
+    def set_thresholds(self, model: str, wanted: Thresholds) -> Thresholds:
+        """Set a model's thresholds and return them; raises ModelNotFound."""
+        router = self._fleet.model(model).router
+        router.thresholds = BusyThresholds(
+            active_decode_blocks=wanted.active_decode_blocks,
+            active_prefill_tokens=wanted.active_prefill_tokens,
+        )
+        return _shown(router.thresholds)
+
+
+def _shown(thresholds: BusyThresholds) -> Thresholds:
+    return Thresholds(
+        active_decode_blocks=thresholds.active_decode_blocks,
+        active_prefill_tokens=thresholds.active_prefill_tokens,
+    )
