@@ -34,6 +34,8 @@ _START_S = 30.0
 _RETRY_MAX_S = 1.0
 _CALL_S = 5.0
 _WITHDRAW_S = 5.0
+# How often a watch must show a sign of life: no quicker than a busy event loop can tell.
+_LEAST_BEAT_S, _MOST_BEAT_S = 1.0, 10.0
 
 
 class EtcdDiscovery:
@@ -48,7 +50,7 @@ class EtcdDiscovery:
         self._ttl_s = options.etcd_lease_ttl
         self._prefix = options.etcd_prefix
         self._start_s = start_s
-        self._beat_s = max(1.0, self._ttl_s / 3)
+        self._beat_s = min(max(_LEAST_BEAT_S, self._ttl_s / 3), _MOST_BEAT_S)
         self._client = EtcdClient(
             options, timeout_s=min(_CALL_S, self._beat_s), beat_s=self._beat_s
         )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from runtime import etcd_pb2 as pb
 from runtime.errors import (
     Cancelled,
     Code,
@@ -16,24 +17,6 @@ from runtime.errors import (
     Unauthenticated,
     WorkerLost,
 )
-from runtime.etcd_pb2 import (
-    AuthenticateRequest,
-    AuthenticateResponse,
-    LeaseGrantRequest,
-    LeaseGrantResponse,
-    LeaseKeepAliveRequest,
-    LeaseKeepAliveResponse,
-    LeaseRevokeRequest,
-    LeaseRevokeResponse,
-    RangeRequest,
-    RangeResponse,
-    TxnRequest,
-    TxnResponse,
-    WatchCreateRequest,
-    WatchProgressRequest,
-    WatchRequest,
-    WatchResponse,
-)
 from runtime.grpc_client import ClientStream, RpcChannel
 from runtime.options_discovery import DiscoveryOptions
 from runtime.reloading import Reloading
@@ -41,16 +24,16 @@ from runtime.reloading import Reloading
 _KV, _LEASE = "etcdserverpb.KV", "etcdserverpb.Lease"
 _WATCH, _AUTH = "etcdserverpb.Watch", "etcdserverpb.Auth"
 _RPCS: Mapping[str, Mapping[str, tuple[type, type]]] = {
-    _KV: {"Range": (RangeRequest, RangeResponse), "Txn": (TxnRequest, TxnResponse)},
+    _KV: {"Range": (pb.RangeRequest, pb.RangeResponse), "Txn": (pb.TxnRequest, pb.TxnResponse)},
     _LEASE: {
-        "LeaseGrant": (LeaseGrantRequest, LeaseGrantResponse),
-        "LeaseRevoke": (LeaseRevokeRequest, LeaseRevokeResponse),
-        "LeaseKeepAlive": (LeaseKeepAliveRequest, LeaseKeepAliveResponse),
+        "LeaseGrant": (pb.LeaseGrantRequest, pb.LeaseGrantResponse),
+        "LeaseRevoke": (pb.LeaseRevokeRequest, pb.LeaseRevokeResponse),
+        "LeaseKeepAlive": (pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse),
     },
-    _WATCH: {"Watch": (WatchRequest, WatchResponse)},
-    _AUTH: {"Authenticate": (AuthenticateRequest, AuthenticateResponse)},
+    _WATCH: {"Watch": (pb.WatchRequest, pb.WatchResponse)},
+    _AUTH: {"Authenticate": (pb.AuthenticateRequest, pb.AuthenticateResponse)},
 }
-_PROGRESS = WatchRequest(progress_request=WatchProgressRequest())
+_PROGRESS = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
 # From etcd's api/v3rpc/rpctypes/error.go. A login that is out of date is told by these, apart from
 # UNAUTHENTICATED "invalid auth token":
 _OLD_LOGIN = ("user name is empty", "revision of auth store is old")
@@ -96,20 +79,20 @@ class EtcdClient:
         ]
         self._at = 0
 
-    async def range(self, key: bytes, range_end: bytes) -> RangeResponse:
+    async def range(self, key: bytes, range_end: bytes) -> pb.RangeResponse:
         """Return all from `key` up to before `range_end`, as of the latest revision."""
-        request = RangeRequest(key=key, range_end=range_end)
-        answer: RangeResponse = await self._call(_KV, "Range", request)
+        request = pb.RangeRequest(key=key, range_end=range_end)
+        answer: pb.RangeResponse = await self._call(_KV, "Range", request)
         return answer
 
-    async def txn(self, request: TxnRequest) -> TxnResponse:
+    async def txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
         """Do one transaction."""
-        answer: TxnResponse = await self._call(_KV, "Txn", request)
+        answer: pb.TxnResponse = await self._call(_KV, "Txn", request)
         return answer
 
     async def grant(self, ttl_s: int) -> int:
         """Return the id of a new lease."""
-        answer = await self._call(_LEASE, "LeaseGrant", LeaseGrantRequest(TTL=ttl_s))
+        answer = await self._call(_LEASE, "LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s))
         if answer.error:
             raise EtcdFailed(f"etcd grants no lease: {answer.error}")
         return int(answer.ID)
@@ -117,7 +100,7 @@ class EtcdClient:
     async def revoke(self, lease: int) -> None:
         """End a lease, and the keys that go with it; one that has ended is fine."""
         try:
-            await self._call(_LEASE, "LeaseRevoke", LeaseRevokeRequest(ID=lease))
+            await self._call(_LEASE, "LeaseRevoke", pb.LeaseRevokeRequest(ID=lease))
         except EtcdFailed as error:
             if not isinstance(error.__cause__, ModelNotFound):  # what NOT_FOUND is mapped to
                 raise
@@ -128,7 +111,7 @@ class EtcdClient:
             async with self._channels[self._at].stream(
                 _LEASE, "LeaseKeepAlive", timeout_s=self._timeout_s
             ) as stream:
-                stream.send(LeaseKeepAliveRequest(ID=lease))
+                stream.send(pb.LeaseKeepAliveRequest(ID=lease))
                 stream.half_close()
                 async for answer in stream:
                     return bool(answer.TTL > 0)
@@ -136,18 +119,18 @@ class EtcdClient:
 
     async def watch(
         self, key: bytes, range_end: bytes, start_revision: int
-    ) -> AsyncGenerator[WatchResponse, None]:
+    ) -> AsyncGenerator[pb.WatchResponse, None]:
         """Yield what etcd tells of these keys from a revision on; use it under `aclosing`.
 
         Among it are answers that hold no event, every `beat_s` at least.
         """
         await self._log_in()
-        create = WatchCreateRequest(
+        create = pb.WatchCreateRequest(
             key=key, range_end=range_end, start_revision=start_revision, progress_notify=True
         )
         with self._explained(self._at):
             async with self._channels[self._at].stream(_WATCH, "Watch") as stream:
-                stream.send(WatchRequest(create_request=create))
+                stream.send(pb.WatchRequest(create_request=create))
                 beat = _Beat(stream, self._beat_s)
                 try:
                     while True:
@@ -180,7 +163,7 @@ class EtcdClient:
             return
         file = self._password_file
         password = self._password if file is None else file.current
-        request = AuthenticateRequest(name=self._user, password=password)
+        request = pb.AuthenticateRequest(name=self._user, password=password)
         try:
             answer = await self._once(_AUTH, "Authenticate", request)
         except EtcdFailed as error:
@@ -219,10 +202,10 @@ class _Beat:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(every_s, self._ask)
 
-    async def next(self) -> WatchResponse:
+    async def next(self) -> pb.WatchResponse:
         try:
             async with asyncio.timeout(2 * self._every_s):
-                response: WatchResponse = await anext(self._stream)
+                response: pb.WatchResponse = await anext(self._stream)
                 return response
         except TimeoutError:
             raise DeadlineExceeded(f"no word for {2 * self._every_s:.1f} s") from None

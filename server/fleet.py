@@ -219,7 +219,7 @@ class Fleet:
         follower = WorkerFollower(
             instance,
             model.router,
-            kv_events=self._config.follows_kv_events,
+            kv_events=self._config.follows_kv_events and instance.kv_events,
             retry_max_s=self._config.connect_retry_max_s,
             now=time.monotonic,
         )

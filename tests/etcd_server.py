@@ -21,6 +21,7 @@ from runtime.tls import ServerTls
 from tests.waiting import wait_until
 
 TTL_S = 2
+_ROOT_PASSWORD = "root's own"
 
 
 def etcd_binary() -> Path:
@@ -85,6 +86,11 @@ class EtcdServer:
     def put(self, key: str, value: bytes) -> None:
         self.post("kv/put", key=text(key.encode()), value=text(value))
 
+    def put_leased(self, key: str, value: bytes) -> None:
+        """Put under a lease that nobody renews."""
+        lease = self.post("lease/grant", TTL=TTL_S)["ID"]
+        self.post("kv/put", key=text(key.encode()), value=text(value), lease=lease)
+
     def get(self, key: str) -> bytes | None:
         found = self.post("kv/range", key=text(key.encode())).get("kvs")
         return base64.b64decode(found[0].get("value", "")) if found else None
@@ -102,7 +108,7 @@ class EtcdServer:
         """Demand logins from here on; `user` may write below /penstock/, `nobodies` may log in."""
         for name, secret in nobodies.items():
             self.post("auth/user/add", name=name, password=secret)
-        for name, secret, role in (("root", "root's own", "root"), (user, password, "writer")):
+        for name, secret, role in (("root", _ROOT_PASSWORD, "root"), (user, password, "writer")):
             self.post("auth/user/add", name=name, password=secret)
             self.post("auth/role/add", name=role)
             self.post("auth/user/grant", user=name, role=role)
@@ -110,9 +116,17 @@ class EtcdServer:
         self.post("auth/role/grant", name="writer", perm={"permType": "READWRITE"} | prefix)
         self.post("auth/enable")
 
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
+    def forget_logins(self) -> None:
+        """Make the tokens void that clients have."""
+        told = self.post("auth/authenticate", name="root", password=_ROOT_PASSWORD)
+        self.post("auth/disable", token=told["token"])
+        self.post("auth/enable")
+
+    def post(self, path: str, *, token: str = "", **body: Any) -> dict[str, Any]:
         """Ask etcd's JSON gateway, which nothing of ours uses."""
         request = urllib.request.Request(f"{self.url}/v3/{path}", json.dumps(body).encode())
+        if token:
+            request.add_header("authorization", token)
         with urllib.request.urlopen(request, timeout=10) as answer:
             told: dict[str, Any] = json.load(answer)
             return told

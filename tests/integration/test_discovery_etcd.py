@@ -186,6 +186,23 @@ async def test_nobody_is_dropped_because_etcd_was_frozen_beyond_the_leases(etcd)
         assert watcher.deleted() == []
 
 
+async def test_what_ran_out_while_etcd_was_frozen_may_come_back_unnoticed(etcd):
+    etcd.put_leased("/penstock/worker/w1", b"1")
+    etcd.put_leased("/penstock/worker/w2", b"1")
+    async with watching(etcd.options()) as watcher:
+        assert watcher.known == {"w1": b"1", "w2": b"1"}
+        etcd.freeze()
+        # The leases must run out on etcd's clock.
+        await asyncio.sleep(2 * TTL_S)
+        etcd.thaw()
+        await eventually(lambda: etcd.get("/penstock/worker/w1") is None, look_every_s=0.02)
+        etcd.put("/penstock/worker/marker", b"1")
+        await eventually(lambda: "marker" in watcher.known)
+        etcd.put("/penstock/worker/w1", b"2")
+        await eventually(lambda: watcher.known == {"w1": b"2", "marker": b"1"})
+        assert watcher.deleted() == ["w2"]
+
+
 async def test_a_revoked_lease_is_replaced_under_the_same_id(etcd):
     async with discovery(etcd.options()) as owner, watching(etcd.options()) as watcher:
         await owner.register(record())
@@ -302,7 +319,9 @@ async def test_tls_with_certificates_on_both_sides(guarded, tmp_path):
                 await refused.register(record())
 
 
-async def test_a_password_is_sent_again_to_an_etcd_that_has_forgotten_its_logins(etcd, tmp_path):
+async def test_a_password_is_sent_again_to_an_etcd_that_has_forgotten_its_logins(
+    etcd, tmp_path, caplog
+):
     await asyncio.to_thread(etcd.protect, "penstock", "s3cret")
     password = tmp_path / "password"
     password.write_text("s3cret\n")
@@ -313,8 +332,13 @@ async def test_a_password_is_sent_again_to_an_etcd_that_has_forgotten_its_logins
         await asyncio.to_thread(etcd.start)
         await lease.update(b"2")
         await eventually(lambda: watcher.known == {"w1": b"2"})
+        await asyncio.to_thread(etcd.forget_logins)
+        await lease.update(b"3")
+        await eventually(lambda: watcher.known == {"w1": b"3"})
+        await asyncio.to_thread(etcd.forget_logins)
         await owner.register(record("w2"))
         await eventually(lambda: "w2" in watcher.known)
+    assert "invalid auth token" not in caplog.text
 
 
 @pytest.mark.parametrize(
