@@ -36,7 +36,7 @@ class FrontDoorConfig:
     queue_timeout_s: float = 0.0
     max_tokens_limit: int = 0
     max_choices: int = 128
-    namespace: str = ""
+    namespace: str = "default"
     worker_stall_s: float = 5.0
     model_linger_s: float = 300.0
 

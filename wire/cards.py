@@ -8,7 +8,7 @@ ROUTER_KIND = "routers"
 
 def instance_kind(namespace: str) -> str:
     """The kind of the instances of one namespace: its processes see no others."""
-    return f"{INSTANCE_KIND}.{namespace}" if namespace else INSTANCE_KIND
+    return INSTANCE_KIND if namespace == "default" else f"{INSTANCE_KIND}.{namespace}"
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
