@@ -1,11 +1,13 @@
 """The KV-aware policy: where most of the prompt is cached, unless others have less to do."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.cost import Floats, cheapest, drawn
+from router.load import Load
 from router.place_table import Rows
 from router.policy import Policy
 from router.prefix_index import PrefixIndex
@@ -53,14 +55,15 @@ class KvRouter(Policy):
 
     def observe(self, event: RouterEvent) -> None:
         """Learn a fact about the workers."""
-        super().observe(event)
         match event:
-            case LoadReported():
-                self.index.sweep()
-                self._routed.expire(event.now)
             case BlocksStored() | BlocksRemoved() | BlocksCleared():
                 if self._settings.use_kv_events:
                     self._observe_blocks(event)
+                return
+            case LoadReported():
+                self.index.sweep()
+                self._routed.expire(event.now)
+        super().observe(event)
 
     def choose(self, request: RouteRequest, now: float) -> Choice | None:
         """Pick a place; None when no worker may take the request; raises Overloaded."""
@@ -69,9 +72,7 @@ class KvRouter(Policy):
 
     def _decide(self, request: RouteRequest, rows: Rows) -> Choice:
         hashes = self._hashes(request)
-        overlaps = self._overlaps(hashes, rows)
-        drawn_by_chance = self._settings.temperature > 0
-        cost = self._prompt_costs(request, rows, hashes, overlaps, exact=drawn_by_chance)
+        overlaps, cost = self._weigh(request, rows, hashes, exact=self._settings.temperature > 0)
         at = self._best(rows, overlaps, cost)
         place = self._table.place(int(rows[at]))
         return Choice(
@@ -128,55 +129,71 @@ class KvRouter(Policy):
                 self._routed.forget(place)
 
     def _judge(self, request: RouteRequest, rows: Rows) -> tuple[NDArray[np.int64], Floats]:
-        hashes = self._hashes(request)
-        overlaps = self._overlaps(hashes, rows)
-        return overlaps, self._prompt_costs(request, rows, hashes, overlaps, exact=True)
+        return self._weigh(request, rows, self._hashes(request), exact=True)
 
     def _hashes(self, request: RouteRequest) -> Hashes:
         root = root_hash(request.lora_name, request.cache_salt)
         return prefix_hashes(request.token_ids, self._settings.block_size, root)
 
-    def _overlaps(self, hashes: Hashes, rows: Rows) -> NDArray[np.int64]:
-        """Return how many blocks of the prompt each row holds, int64 [len(rows)]."""
-        return self.index.overlaps_by_row(hashes, len(self._table))[rows]
+    def _weigh(
+        self, request: RouteRequest, rows: Rows, hashes: Hashes, *, exact: bool
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Return overlap in blocks and cost of each row.
 
-    def _prompt_costs(
-        self,
-        request: RouteRequest,
-        rows: Rows,
-        hashes: Hashes,
-        overlaps: NDArray[np.int64],
-        *,
-        exact: bool,
-    ) -> Floats:
-        """Return each row's cost; unless `exact`, too much for rows that cannot be the cheapest.
-
-        What running requests have in common with the prompt lies within the overlap. So only rows
-        whose cost could fall to the lowest are asked for it, mostly one or two.
+        Unless `exact`, rows that cannot be the cheapest may be given too high a cost.
         """
-        weight = self._settings.overlap_weight
+        overlaps = self.index.overlaps_by_row(hashes, len(self._table)).take(rows)
         blocks = len(request.token_ids) / self._settings.block_size
-        cost = self._costs(rows, blocks - overlaps) + blocks
-        if not overlaps.any():
-            return cost
-        least = cost - (1 + weight) * overlaps
-        lowest = math.inf
-        for at in np.argsort(least).tolist():
-            if least[at] > lowest and not exact:
-                break
-            if overlaps[at]:
-                used, computing = self._load.shared(int(rows[at]), hashes[: overlaps[at]])
-                cost[at] -= used + weight * computing
-            lowest = min(lowest, float(cost[at]))
-        return cost
+        cost = self._costs(rows, blocks - overlaps)
+        cost += blocks
+        if overlaps.any():
+            common = _Common(self._load, rows, hashes, overlaps, self._settings.overlap_weight)
+            (common.take_off_all if exact else common.take_off_the_cheapest)(cost)
+        return overlaps, cost
 
     def _best(self, rows: Rows, overlaps: NDArray[np.int64], cost: Floats) -> int:
         """Return the position of the row to take."""
-        miss = not overlaps.any()
-        if self._settings.temperature > 0 and not miss:
-            return drawn(cost, self._settings.temperature, self._random)
         tied = cheapest(cost)
-        if len(tied) > 1 and not miss:
+        if len(tied) == 1 and not self._settings.temperature:
+            return int(tied[0])
+        if overlaps.any():
+            if self._settings.temperature:
+                return drawn(cost, self._settings.temperature, self._random)
             held = np.array([self.index.count(self._table.place(rows[at])) for at in tied])
             tied = tied[held == held.min()]
         return int(tied[self._random.randrange(len(tied))])
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What running requests have in common with a prompt, which costs nothing (router/cost.py).
+
+    It lies within the overlap.
+    """
+
+    load: Load
+    rows: Rows
+    hashes: Hashes
+    overlaps: NDArray[np.int64]
+    weight: float
+
+    def take_off_all(self, cost: Floats) -> None:
+        """Take it off the cost of every row."""
+        for at in np.flatnonzero(self.overlaps).tolist():
+            cost[at] -= self._of(at)
+
+    def take_off_the_cheapest(self, cost: Floats) -> None:
+        """Take it off where the cost could fall to the lowest: mostly one or two rows."""
+        least = cost - (1 + self.weight) * self.overlaps
+        at = int(least.argmin())
+        lowest = math.inf
+        while least[at] <= lowest and least[at] < math.inf:
+            if self.overlaps[at]:
+                cost[at] -= self._of(at)
+            lowest = min(lowest, float(cost[at]))
+            least[at] = math.inf
+            at = int(least.argmin())
+
+    def _of(self, at: int) -> float:
+        used, computing = self.load.shared(int(self.rows[at]), self.hashes[: self.overlaps[at]])
+        return used + self.weight * computing

@@ -61,7 +61,7 @@ def extend_hashes(parent: int, position: int, token_ids: Sequence[int], block_si
     local ^= local >> _SHIFT
     local *= _MIX_2
     local ^= local >> _SHIFT
-    local[0] += np.uint64(parent)
+    local[:1] += np.uint64(parent)  # an array wraps around in silence, a scalar warns
     return np.cumsum(local, out=local)
 
 
