@@ -1,13 +1,12 @@
 """The KV-aware policy: where most of the prompt is cached, unless others have less to do."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.cost import Floats, cheapest, drawn
-from router.load import Load
 from router.place_table import Rows
 from router.policy import Policy
 from router.prefix_index import PrefixIndex
@@ -143,12 +142,25 @@ class KvRouter(Policy):
         Unless `exact`, rows that cannot be the cheapest may be given too high a cost.
         """
         overlaps = self.index.overlaps_by_row(hashes, len(self._table)).take(rows)
-        blocks = len(request.token_ids) / self._settings.block_size
-        cost = self._costs(rows, blocks - overlaps)
-        cost += blocks
-        if overlaps.any():
-            common = _Common(self._load, rows, hashes, overlaps, self._settings.overlap_weight)
-            (common.take_off_all if exact else common.take_off_the_cheapest)(cost)
+        weight = self._settings.overlap_weight
+        cost = self._costs(rows)
+        cost += (weight + 1) * len(request.token_ids) / self._settings.block_size
+        saved = weight * overlaps
+        cost -= saved
+        if not overlaps.any():
+            return overlaps, cost
+
+        def common(at: int) -> float:
+            """Return the cost of what running requests have in common with the prompt."""
+            used, computing = self._load.shared(int(rows[at]), hashes[: overlaps[at]])
+            return used + weight * computing
+
+        if exact:
+            for at in np.flatnonzero(overlaps).tolist():
+                cost[at] -= common(at)
+        else:
+            # It lies within the overlap.
+            _lower_the_cheapest(cost, cost - saved - overlaps, common)
         return overlaps, cost
 
     def _best(self, rows: Rows, overlaps: NDArray[np.int64], cost: Floats) -> int:
@@ -164,36 +176,16 @@ class KvRouter(Policy):
         return int(tied[self._random.randrange(len(tied))])
 
 
-@dataclass(frozen=True, slots=True)
-class _Common:
-    """What running requests have in common with a prompt, which costs nothing (router/cost.py).
+def _lower_the_cheapest(cost: Floats, least: Floats, by: Callable[[int], float]) -> None:
+    """Lower costs where they could fall to the lowest: mostly in one or two positions.
 
-    It lies within the overlap.
+    `by` returns by how much, and `least` bounds what is left.
     """
-
-    load: Load
-    rows: Rows
-    hashes: Hashes
-    overlaps: NDArray[np.int64]
-    weight: float
-
-    def take_off_all(self, cost: Floats) -> None:
-        """Take it off the cost of every row."""
-        for at in np.flatnonzero(self.overlaps).tolist():
-            cost[at] -= self._of(at)
-
-    def take_off_the_cheapest(self, cost: Floats) -> None:
-        """Take it off where the cost could fall to the lowest: mostly one or two rows."""
-        least = cost - (1 + self.weight) * self.overlaps
+    lowest = math.inf
+    at = int(least.argmin())
+    while least[at] <= lowest and least[at] < math.inf:
+        if least[at] < cost[at]:
+            cost[at] -= by(at)
+        lowest = min(lowest, float(cost[at]))
+        least[at] = math.inf
         at = int(least.argmin())
-        lowest = math.inf
-        while least[at] <= lowest and least[at] < math.inf:
-            if self.overlaps[at]:
-                cost[at] -= self._of(at)
-            lowest = min(lowest, float(cost[at]))
-            least[at] = math.inf
-            at = int(least.argmin())
-
-    def _of(self, at: int) -> float:
-        used, computing = self.load.shared(int(self.rows[at]), self.hashes[: self.overlaps[at]])
-        return used + self.weight * computing
