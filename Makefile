@@ -1,8 +1,10 @@
 # Every target sets up what it needs: `make run` on a fresh checkout is enough.
 PYTHON ?= python3
 BIN := .venv/bin
+# $(call PROTOC,folder,name of the descriptor set,sources)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --include_imports \
-	--descriptor_set_out=$(1)/wire.binpb --pyi_out=$(1) inference.proto penstock.proto
+	--descriptor_set_out=$(1)/$(2).binpb --pyi_out=$(1) $(3)
+WIRE_PROTOS = inference.proto penstock.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test fast check proto proto-check docs docs-check fmt bench
@@ -29,12 +31,16 @@ check: setup proto-check docs-check ## lint, formatting, types, import order, ge
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m "not vllm" tests/unit
 
-proto: setup ## compile proto/ into wire/
-	$(call PROTOC,wire)
+proto: setup ## compile proto/ into wire/ and runtime/
+	$(call PROTOC,wire,wire,$(WIRE_PROTOS))
+	$(call PROTOC,runtime,etcd,etcd.proto)
 
 proto-check: setup
-	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && $(call PROTOC,"$$made") && \
-	for file in "$$made"/*; do cmp "$$file" wire/$$(basename "$$file") || exit 1; done
+	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && mkdir "$$made/wire" "$$made/runtime" && \
+	$(call PROTOC,"$$made/wire",wire,$(WIRE_PROTOS)) && \
+	$(call PROTOC,"$$made/runtime",etcd,etcd.proto) && \
+	(cd "$$made" && find . -type f) | while read -r file; do \
+	cmp "$$made/$$file" "$$file" || exit 1; done
 
 docs: setup ## write docs/configuration.md from the code
 	$(BIN)/python -m cli.config_reference docs/configuration.md

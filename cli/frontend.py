@@ -152,7 +152,7 @@ class FrontendProcess:
 
         self._config = config
         self._stop = stop
-        self._discovery = open_discovery(config.discovery, config.discovery_path)
+        self._discovery = open_discovery(config)
         settings = FrontDoorConfig(**config.front_door(), expected_models=config.expect_model)
         self._tracing = start_tracing(config.otlp_endpoint, "frontend")
         self._tls = config.open_server_tls()

@@ -4,11 +4,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from router.settings import POLICIES
+from cli.options_routing import RoutingOptions
 from runtime.config import option
-from runtime.discovery_open import KINDS
 from runtime.errors import InvalidConfig
 from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
+from runtime.options_discovery import DiscoveryOptions
 from runtime.supervisor import RestartPolicy
 from server.config import FrontDoorConfig
 
@@ -57,7 +57,7 @@ class HttpOptions(ProcessOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontOptions(FleetOptions, HttpOptions):
+class FrontOptions(RoutingOptions, DiscoveryOptions, FleetOptions, HttpOptions):
     """What every front door has."""
 
     grpc_port: int = option(
@@ -66,19 +66,10 @@ class FrontOptions(FleetOptions, HttpOptions):
     )  # fmt: skip
     no_http: bool = option(False, help="do not serve the OpenAI front", group="Listening")
     no_grpc: bool = option(False, help="do not serve the KServe front", group="Listening")
-    discovery: str = option(
-        "file", help="where workers are found", group="Discovery", choices=KINDS
-    )
-    discovery_path: str | None = option(
-        None, help="folder of file discovery (default: one of the user's)", group="Discovery"
-    )
     max_message_bytes: int = option(
         -1, help="largest gRPC message; -1 is no limit", group="Limits", unit="bytes",
         least=-1, most=_MAX_MESSAGE_BYTES,
     )  # fmt: skip
-    router_policy: str = option(
-        "round-robin", help="how a worker is chosen", group="Routing", choices=tuple(POLICIES)
-    )
     request_timeout_s: float = option(
         0.0, help="limit of a whole request; 0 is none", group="Limits", unit="s",
         least=0, most=DAY_S,
@@ -130,13 +121,14 @@ class FrontOptions(FleetOptions, HttpOptions):
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
         HttpOptions.__post_init__(self)
+        self.check_discovery()
         if self.no_http and self.no_grpc:
             raise InvalidConfig("--no-http and --no-grpc together leave nothing to serve")
 
     def front_door(self) -> dict[str, Any]:
         """What the front door's own settings share with these."""
         shared = {field.name for field in fields(FrontDoorConfig)} & {f.name for f in fields(self)}
-        return {name: getattr(self, name) for name in shared}
+        return {name: getattr(self, name) for name in shared} | {"routing": self.routing}
 
     @property
     def restart_policy(self) -> RestartPolicy:

@@ -53,8 +53,9 @@ class ServeConfig(FrontOptions):
     )  # fmt: skip
     workers: int = option(1, help="workers per model", group="Models", least=1)
     discovery: str = option(
-        "file", help="how its own processes find each other", group="Discovery", choices=("file",)
-    )
+        "file", help="how its own processes find each other", group="Discovery",
+        choices=("file", "etcd"),
+    )  # fmt: skip
     engine: str = like(WorkerConfig, "engine")
     cache_dir: Path | None = like(WorkerConfig, "cache_dir")
     canary_interval_s: float = like(WorkerConfig, "canary_interval_s")
@@ -130,12 +131,11 @@ def serve(argv: Sequence[str]) -> int:
     require_engine(config.engine)
     models = _prepare(config)
     folder = private_folder("penstock-serve")
-    discovery = config.discovery_path or str(folder / "discovery")
+    discovery = _discovery_flags(config, folder)
     front = [
         "frontend",
         *as_flags(config, _FRONT_FLAGS),
-        "--discovery=file",
-        f"--discovery-path={discovery}",
+        *discovery,
         *(f"--expect-model={model.name}" for model in models),
     ]
     import uvloop
@@ -195,7 +195,7 @@ def _workers(
     config: ServeConfig,
     model: NamedModel,
     folder: Path,
-    discovery: str,
+    discovery: Sequence[str],
     engine_arguments: Sequence[str],
 ) -> list[Member]:
     command = [
@@ -208,8 +208,7 @@ def _workers(
         "--metrics-host=127.0.0.1",
         "--metrics-port=0",
         f"--metrics-prefix={PREFIX}",
-        "--discovery=file",
-        f"--discovery-path={discovery}",
+        *discovery,
     ]
 
     def member(name: str) -> Member:
@@ -229,6 +228,13 @@ def _workers(
     return [member(f"{model.process}-{number}") for number in range(config.workers)]
 
 
+def _discovery_flags(config: ServeConfig, folder: Path) -> list[str]:
+    """Where the children find each other: a private folder unless something is given."""
+    if config.discovery == "file" and config.discovery_path is None:
+        return ["--discovery=file", f"--discovery-path={folder / 'discovery'}"]
+    return as_flags(config, ("discovery", "discovery_path"))
+
+
 def _environment(config: ServeConfig, *, without: Sequence[str] = ()) -> dict[str, str]:
     """Secrets travel in the environment: command lines are seen by others."""
     environment = child_environment(without=without)
@@ -237,7 +243,8 @@ def _environment(config: ServeConfig, *, without: Sequence[str] = ()) -> dict[st
 
 def _with_own_token(config: ServeConfig) -> ServeConfig:
     """Give the fleet a token of its own, unless it has one, or other processes may join it."""
-    if config.fleet_token or config.fleet_token_file or config.discovery_path:
+    may_be_joined = config.discovery_path is not None or config.discovery == "etcd"
+    if config.fleet_token or config.fleet_token_file or may_be_joined:
         return config
     return replace(config, fleet_token=secrets.token_urlsafe(32))
 

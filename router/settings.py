@@ -20,7 +20,7 @@ class RouterSettings:
     beyond, the oldest are forgotten down to `prune_ratio` of it. `seed` makes choices repeatable.
     """
 
-    policy: str = "round-robin"
+    policy: str = "kv"
     block_size: int = 16
     overlap_weight: float = 1.0
     temperature: float = 0.0

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from runtime.discovery import Discovery
 from runtime.errors import InvalidConfig
+from runtime.options_discovery import KINDS, DiscoveryOptions
 
-KINDS = ("memory", "file")
 
+def open_discovery(options: DiscoveryOptions) -> Discovery:
+    """Return the back end that `options` name; call it in a running event loop.
 
-def open_discovery(kind: str, path: str | None) -> Discovery:
-    """Return a back end: `memory`, or `file` in folder `path`; raises InvalidConfig.
-
-    Without a path the folder is the user's own on this machine, so that processes started apart
-    find each other. Only the chosen one's libraries are imported.
+    Without a path, file discovery's folder is the user's own on this machine, so that processes
+    started apart find each other. Only the chosen one's libraries are imported. Raises
+    InvalidConfig.
     """
+    kind, path = options.discovery, options.discovery_path
     if kind == "memory":
         from runtime.discovery_memory import MemoryDiscovery  # noqa: PLC0415
 
@@ -24,4 +25,8 @@ def open_discovery(kind: str, path: str | None) -> Discovery:
         from runtime.discovery_file import FileDiscovery  # noqa: PLC0415
 
         return FileDiscovery(Path(path) if path else user_state_path("penstock") / "discovery")
+    if kind == "etcd":
+        from runtime.discovery_etcd import EtcdDiscovery  # noqa: PLC0415
+
+        return EtcdDiscovery(options)
     raise InvalidConfig(f"discovery {kind!r} is not one of: {', '.join(KINDS)}", param="discovery")

@@ -1,10 +1,10 @@
 """Settings of the front door."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 from router.policies import make_router
 from router.router import Router
-from router.settings import POLICIES, RouterSettings
+from router.settings import RouterSettings
 from runtime.errors import InvalidConfig
 from wire.cards import ModelCard
 
@@ -24,7 +24,7 @@ class FrontDoorConfig:
     without a worker is forgotten after `model_linger_s`.
     """
 
-    router_policy: str = "round-robin"
+    routing: RouterSettings = field(default_factory=RouterSettings)
     request_timeout_s: float = 0.0
     first_token_timeout_s: float = 0.0
     token_timeout_s: float = 0.0
@@ -41,23 +41,18 @@ class FrontDoorConfig:
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""
-        if self.router_policy not in POLICIES:
-            raise InvalidConfig(
-                f"router_policy must be one of {', '.join(POLICIES)}, got {self.router_policy!r}",
-                param="router_policy",
-            )
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for it in fields(self):
+            value = getattr(self, it.name)
             if isinstance(value, int | float) and not value >= 0:
-                raise InvalidConfig(f"{field.name} must not be negative", param=field.name)
+                raise InvalidConfig(f"{it.name} must not be negative", param=it.name)
 
     @property
     def follows_kv_events(self) -> bool:
         """Whether the router wants to know what workers' KV caches hold."""
-        return self.router_policy == "kv"
+        return self.routing.policy == "kv" and self.routing.use_kv_events
 
     def make_router(self, card: ModelCard) -> Router:
         """Return a router for the workers of a model."""
         # Without a block size workers are routed by load alone: any size serves to count it.
         block_size = card.block_size or _BLOCK_SIZE
-        return make_router(RouterSettings(policy=self.router_policy, block_size=block_size))
+        return make_router(replace(self.routing, block_size=block_size))

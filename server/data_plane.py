@@ -272,7 +272,7 @@ class DataPlane:
         generation, model = flight.generation, flight.model
         request = generation.request
         route = route_request(request, prompt, key=flight.key, exclude=flight.failed_workers)
-        choice = choose(model, route, self._config.router_policy)
+        choice = choose(model, route, self._config.routing.policy)
         now = time.monotonic()
         traceparent = request.traceparent
         if flight.trace is not None:

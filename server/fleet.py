@@ -219,7 +219,7 @@ class Fleet:
         follower = WorkerFollower(
             instance,
             model.router,
-            kv_events=self._config.follows_kv_events,
+            kv_events=self._config.follows_kv_events and instance.kv_events,
             retry_max_s=self._config.connect_retry_max_s,
             now=time.monotonic,
         )
@@ -247,7 +247,7 @@ class Fleet:
         self._unlink(member.link, model)
         if not member.link.retire():
             member.task.cancel()
-        forget_worker(model.card.name, instance_id, self._config.router_policy)
+        forget_worker(model.card.name, instance_id, self._config.routing.policy)
         self._count_stalled(model)
         left = [link.instance.card for link in self.links_of(model)]
         model.fit(left)

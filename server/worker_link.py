@@ -126,6 +126,8 @@ class WorkerLink:
         async with self._channel.stream(KSERVE, "ModelStreamInfer", metadata=headers) as stream:
             answered = await stream.initial_metadata()
             if answered.get(FRAMES_HEADER) != "1":
+                async for _ in stream:
+                    break  # a refused call has no metadata either: this raises what it was told
                 raise WorkerLost(f"{self.instance.address} does not answer in step frames")
             self._stream = stream
             self._complaint = ""

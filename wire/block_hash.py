@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from operator import mul
 from typing import TypeAlias
 
 import numpy as np
@@ -30,6 +31,9 @@ _MASK = 2**64 - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
+# Up to here Python's integers are faster than numpy's calls (16 tokens a block: 4 against 26 us
+# for one, 12 against 21 for four): a decoding sequence fills its blocks one by one.
+_FEW_BLOCKS = 4
 NO_HASHES: Hashes = np.empty(0, np.uint64)
 
 
@@ -50,6 +54,8 @@ def extend_hashes(parent: int, position: int, token_ids: Sequence[int], block_si
     count = len(token_ids) // block_size
     if not count:
         return NO_HASHES
+    if count <= _FEW_BLOCKS and isinstance(token_ids, list):
+        return _extend_by_few(parent, position, token_ids, block_size)
     tokens = _as_array(token_ids)[: count * block_size].reshape(count, block_size)
     # The "+ 1" of each token, taken out of the sum.
     weights, constant = _weights(block_size)
@@ -61,8 +67,26 @@ def extend_hashes(parent: int, position: int, token_ids: Sequence[int], block_si
     local ^= local >> _SHIFT
     local *= _MIX_2
     local ^= local >> _SHIFT
-    local[:1] += np.uint64(parent)  # an array wraps around in silence, a scalar warns
+    # A slice: of a single number numpy would say that it overflows, as it should.
+    local[:1] += np.uint64(parent)
     return np.cumsum(local, out=local)
+
+
+def _extend_by_few(parent: int, position: int, token_ids: list[int], block_size: int) -> Hashes:
+    weights, constant = _weights_as_int(block_size)
+    hashes: list[int] = []
+    for at in range(len(token_ids) // block_size):
+        block = token_ids[at * block_size : (at + 1) * block_size]
+        local = (sum(map(mul, block, weights)) + constant) & _MASK
+        local ^= (position + at + 1) * int(_GOLDEN) & _MASK
+        local ^= local >> int(_SHIFT)
+        local = local * int(_MIX_1) & _MASK
+        local ^= local >> int(_SHIFT)
+        local = local * int(_MIX_2) & _MASK
+        local ^= local >> int(_SHIFT)
+        parent = (parent + local) & _MASK
+        hashes.append(parent)
+    return np.array(hashes, np.uint64)
 
 
 @lru_cache(maxsize=1024)
@@ -104,3 +128,9 @@ def _weights(block_size: int) -> tuple[Hashes, np.uint64]:
         z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
         keys.append((z ^ z >> 31) | 1)
     return np.array(keys, np.uint64), np.uint64(sum(keys) & _MASK)
+
+
+@lru_cache(maxsize=8)
+def _weights_as_int(block_size: int) -> tuple[list[int], int]:
+    weights, constant = _weights(block_size)
+    return weights.tolist(), int(constant)

@@ -25,7 +25,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker process. `address` is host:port of its gRPC service; `kv_blocks` its capacity."""
+    """One worker process. `address` is host:port of its gRPC service; `kv_blocks` its capacity.
+
+    It runs `max_num_seqs` sequences at once in each data-parallel rank (0: unknown); `kv_events`
+    is whether WatchKvEvents tells what its prefix cache holds.
+    """
 
     instance_id: str
     address: str
@@ -33,6 +37,8 @@ class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     kv_blocks: int = 0
     data_parallel_size: int = 1
+    max_num_seqs: int = 0
+    kv_events: bool = False
     status_url: str = ""
     version: str = ""
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from runtime.config import argument, option
 from runtime.config_option import Form
-from runtime.discovery_open import KINDS
 from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
+from runtime.options_discovery import DiscoveryOptions
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
@@ -15,7 +15,7 @@ _TOKEN_IDS = Form("token ids joined by commas", r"\d{1,9}(,\d{1,9})*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig(FleetOptions, ProcessOptions):
+class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
     """One worker process. vLLM's own engine arguments stand behind `--` and are no part of it."""
 
     model: str = argument(help="folder, GGUF file, Hugging Face id, or smollm2", metavar="MODEL")
@@ -34,11 +34,8 @@ class WorkerConfig(FleetOptions, ProcessOptions):
         None, help="host that front doors reach this worker by (default: --host, or this host's)",
         group="Discovery",
     )  # fmt: skip
-    discovery: str = option(
-        "file", help="where the worker registers itself", group="Discovery", choices=KINDS
-    )
-    discovery_path: str | None = option(
-        None, help="folder of file discovery (default: the user's)", group="Discovery"
+    no_kv_events: bool = option(
+        False, help="do not tell front doors what the KV cache holds", group="Routing"
     )
     probe_interval_s: float = option(
         5.0, help="time between two probes of the engine", group="Life cycle", unit="s",
@@ -91,6 +88,11 @@ class WorkerConfig(FleetOptions, ProcessOptions):
     sim_hang_after_steps: int = option(
         0, help="step to hang in; 0 is never", group="Simulator", least=0
     )
+
+    def __post_init__(self) -> None:
+        """Raise InvalidConfig naming the field that is wrong."""
+        ProcessOptions.__post_init__(self)
+        self.check_discovery()
 
     @property
     def canary_prompt(self) -> tuple[int, ...]:

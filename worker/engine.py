@@ -1,14 +1,20 @@
 """What a worker asks of an engine: vLLM and the simulator, held by one contract suite."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
 from wire.tokens import TokenRequest, TokenSink
+from worker.kv_log import KvLog
+from worker.listeners import Listeners
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Fixed facts of a started engine: sizes in tokens, `kv_blocks` of `block_size` tokens."""
+    """Fixed facts of a started engine: sizes in tokens, `kv_blocks` of `block_size` tokens.
+
+    `max_num_seqs` sequences run at once in each data-parallel rank; 0 is unknown.
+    """
 
     kind: str
     vocab_size: int
@@ -18,6 +24,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     max_logprobs: int = 20
     data_parallel_size: int = 1
+    max_num_seqs: int = 0
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +60,12 @@ class Engine(Protocol):
     * A request's first delta says `cached_tokens` and `queued_s`; no other does.
     * `load` counts a step when it has ended, a moment after its deltas at the latest. While any
       request runs steps follow each other, also through a long prompt: an engine that makes none
-      hangs.
+      hangs. `loads` is the same by data-parallel rank, 0 first. `load_changed` tells its listeners
+      after each step and when the load has changed otherwise.
+    * `kv_logs` say what the prefix cache holds: one log by data-parallel rank, 0 first, or none
+      at all where the engine does not tell. They are there once `start` has returned. A full block
+      is stored a moment after the step that computed it, one batch a step; what had to be given
+      up for it is removed.
     * `cancel` frees the request's place and its blocks, at the latest with the engine's next step;
       its sink gets nothing after `cancel` has returned. Unknown ids are ignored.
     * `probe` proves that the engine still takes and answers calls: it raises EngineFailed, or
@@ -67,6 +79,8 @@ class Engine(Protocol):
 
     info: EngineInfo
     failure: str | None
+    kv_logs: tuple[KvLog, ...]
+    load_changed: Listeners
 
     async def start(self) -> EngineInfo:
         """Load the model and prove it works; raises EngineFailed when that fails."""
@@ -82,6 +96,10 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """The last known load."""
+        ...
+
+    def loads(self) -> Sequence[EngineLoad]:
+        """The last known load of each rank."""
         ...
 
     async def probe(self, timeout_s: float) -> None:

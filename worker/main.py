@@ -67,7 +67,8 @@ def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence
         if arguments:
             raise InvalidConfig("the simulated engine takes no arguments behind --")
         context = config.sim_context_length
-        return SimEngine(sim_config_for(model.path, config.sim, context_length=context))
+        sim = sim_config_for(model.path, config.sim, context_length=context)
+        return SimEngine(sim, kv_events=not config.no_kv_events)
     # Only this engine needs vLLM, which costs seconds and hundreds of megabytes.
     from worker.vllm_engine import VllmEngine  # noqa: PLC0415
     from worker.vllm_start import VllmSettings  # noqa: PLC0415
@@ -79,6 +80,7 @@ def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence
             arguments=tuple(arguments),
             debug_logs=config.log_level == "debug",
             log_format=config.log_format,
+            kv_events=not config.no_kv_events,
         )
     )
     engine.build()

@@ -24,10 +24,11 @@ from runtime.ready_file import remove_ready_file, write_ready_file
 from runtime.status_server import StatusServer
 from runtime.tracing import Tracing, start_tracing
 from wire.cards import INSTANCE_KIND, WorkerInstance
-from wire.pool import KSERVE, POOL, rpc_types
+from wire.pool import FLEET, KSERVE, POOL, rpc_types
 from worker.card import make_card
 from worker.config import WorkerConfig
 from worker.engine import Engine
+from worker.fleet_service import FleetService
 from worker.metrics import WorkerCollector
 from worker.models import ResolvedModel
 from worker.service import WorkerService
@@ -89,9 +90,10 @@ class WorkerProcess:
         self._config = config
         self._engine = engine
         self._model = model
-        self._discovery = open_discovery(config.discovery, config.discovery_path)
+        self._discovery = open_discovery(config)
         self._tracing = Tracing()
         self._service: WorkerService | None = None
+        self._fleet: FleetService | None = None
         self._watch: EngineWatch | None = None
         self._server: GrpcServer | None = None
         self._status: StatusServer | None = None
@@ -106,10 +108,13 @@ class WorkerProcess:
         card = make_card(
             self._model.path, config.model_name or self._model.name, info, config.model_alias
         )
-        self._service = WorkerService(self._engine, card, self._tracing)
-        self._watch = EngineWatch(self._service.flights, config)
+        service = self._service = WorkerService(self._engine, card, self._tracing)
+        watch = self._watch = EngineWatch(service.flights, config)
+        self._fleet = FleetService(
+            self._engine, draining=lambda: service.draining, stalled=lambda: watch.stalled
+        )
         self._server = GrpcServer(
-            services=[self._service.service],
+            services=[service.service, self._fleet.service],
             rpc_types=rpc_types,
             pool=POOL,
             host=config.host,
@@ -120,7 +125,7 @@ class WorkerProcess:
         self._set_serving(False)
         address = await self._server.start()
         instance_id = _instance_id(card.name)
-        status_url = self._start_status(describe_worker(instance_id, self._service, self._watch))
+        status_url = self._start_status(describe_worker(instance_id, service, watch))
         instance = WorkerInstance(
             instance_id=instance_id,
             address=_reachable(address, config.advertise_host),
@@ -128,6 +133,8 @@ class WorkerProcess:
             engine=info.kind,
             kv_blocks=info.kv_blocks,
             data_parallel_size=info.data_parallel_size,
+            max_num_seqs=info.max_num_seqs,
+            kv_events=bool(self._engine.kv_logs),
             status_url=status_url,
             version=version("penstock"),
         )
@@ -142,9 +149,10 @@ class WorkerProcess:
 
     def _start_status(self, describe: Callable[[], Mapping[str, Any]]) -> str:
         assert self._service is not None
+        assert self._fleet is not None
         assert self._watch is not None
         set_build_info("worker")
-        self._collector = WorkerCollector(self._service, self._watch, self._service.card.name)
+        self._collector = WorkerCollector(self._service, self._watch, self._fleet)
         REGISTRY.register(self._collector)
         self._status = StatusServer(
             host=self._config.status_host,
@@ -192,8 +200,9 @@ class WorkerProcess:
         if self._config.ready_file is not None:
             remove_ready_file(self._config.ready_file)
         lease, self._lease = self._lease, None
-        if self._service is not None:
+        if self._service is not None and self._fleet is not None:
             self._service.withdraw()
+            self._fleet.loads.touch()
         self._set_serving(False)
         if lease is not None:
             await lease.withdraw()
@@ -207,8 +216,9 @@ class WorkerProcess:
 
     async def _stop_server(self) -> None:
         # After the engine: what was given up has had its error by now.
-        if self._service is not None:
+        if self._service is not None and self._fleet is not None:
             self._service.end_streams()
+            self._fleet.end()
         if self._server is not None:
             await self._server.stop(GRPC_STOP_S)
 
@@ -222,7 +232,7 @@ class WorkerProcess:
     def _set_serving(self, serving: bool) -> None:
         if self._server is not None and self._service is not None:
             card = self._service.card
-            for name in ("", KSERVE, card.name, *card.aliases):
+            for name in ("", KSERVE, FLEET, card.name, *card.aliases):
                 self._server.set_serving(name, serving)
 
 

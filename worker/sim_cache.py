@@ -8,33 +8,45 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
-StoredListener = Callable[[int, int | None, Sequence[int]], None]
-"""Called with (hash, parent hash or None, the block's token ids)."""
+from wire.block_hash import root_hash
+
+
+class Root(NamedTuple):
+    """What sets prompts of the same tokens apart; each has its own blocks."""
+
+    lora_name: str | None = None
+    salt: str | None = None
+
+
+NO_ROOT = Root()
+
+StoredListener = Callable[[int, int | None, Sequence[int], Root], None]
+"""Called with (hash, parent hash or None, the block's token ids, its prompt's root)."""
 RemovedListener = Callable[[int], None]
 """Called with the hash of the block that was evicted."""
 
 
-def block_hash(parent: int | None, token_ids: Sequence[int], salt: str | None = None) -> int:
+def block_hash(parent: int | None, token_ids: Sequence[int], root: Root = NO_ROOT) -> int:
     """Return the unsigned 64-bit hash of a full block that follows `parent`.
 
-    The same tokens have the same hash in every process. `salt` counts for the first block, and
+    The same tokens have the same hash in every process. `root` counts for the first block, and
     through it for the chain.
     """
     state = blake2b(array("I", token_ids).tobytes(), digest_size=8)
-    if parent is not None:
-        state.update(parent.to_bytes(8, "little"))
-    elif salt:
-        state.update(salt.encode())
+    before = root_hash(*root) if parent is None else parent
+    if before:
+        state.update(before.to_bytes(8, "little"))
     return int.from_bytes(state.digest(), "little")
 
 
-def prefix_hashes(token_ids: Sequence[int], block_size: int, salt: str | None = None) -> list[int]:
+def prefix_hashes(token_ids: Sequence[int], block_size: int, root: Root = NO_ROOT) -> list[int]:
     """Return the hashes of all full blocks of `token_ids`, in order."""
     hashes: list[int] = []
     parent: int | None = None
     for start in range(0, len(token_ids) - block_size + 1, block_size):
-        parent = block_hash(parent, token_ids[start : start + block_size], salt)
+        parent = block_hash(parent, token_ids[start : start + block_size], root)
         hashes.append(parent)
     return hashes
 
@@ -91,7 +103,9 @@ class PrefixCache:
             self._evict()
         return True
 
-    def store(self, block: int, parent: int | None, token_ids: Sequence[int]) -> None:
+    def store(
+        self, block: int, parent: int | None, token_ids: Sequence[int], root: Root = NO_ROOT
+    ) -> None:
         """Turn one private block of the caller, now full, into a stored one it still holds."""
         self._private -= 1
         if block in self._references:
@@ -100,7 +114,7 @@ class PrefixCache:
             return
         self._references[block] = 1
         if self._on_stored:
-            self._on_stored(block, parent, token_ids)
+            self._on_stored(block, parent, token_ids, root)
 
     def give_back(self, hashes: Sequence[int], private: int) -> None:
         """Let go of what a sequence held; its last blocks are evicted before its first ones."""

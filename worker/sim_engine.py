@@ -20,8 +20,11 @@ from runtime.errors import (
 from wire.sampling import Sampling
 from wire.tokens import FinishReason, Position, TokenDelta, TokenRequest, TokenSink
 from worker.engine import EngineInfo, EngineLoad
+from worker.kv_log import KvLog
+from worker.listeners import Listeners
 from worker.request_check import check_request
-from worker.sim_cache import PrefixCache, RemovedListener, StoredListener
+from worker.sim_cache import PrefixCache, Root
+from worker.sim_kv_events import SimKvEvents
 from worker.sim_scheduler import Scheduler, Sequence
 from worker.sim_timing import Chunk, SimTiming
 from worker.sim_tokens import TokenSource, Vocabulary, fold, fold_one
@@ -88,7 +91,7 @@ class _Choice:
         self.state = running.prompt_state
         self.sequence = Sequence(
             token_ids=list(request.token_ids),
-            salt=request.cache_salt,
+            root=Root(request.lora_name, request.cache_salt),
             reuse=request.sampling.prompt_logprobs is None,
         )
 
@@ -153,15 +156,10 @@ class _Running:
 class SimEngine:
     """Engine. It owns no task: one timer is the step on its way, `close` cancels it."""
 
-    def __init__(
-        self,
-        config: SimConfig,
-        *,
-        on_stored: StoredListener | None = None,
-        on_removed: RemovedListener | None = None,
-    ) -> None:
+    def __init__(self, config: SimConfig, *, kv_events: bool = True) -> None:
         self.config = config
         self.failure: str | None = None
+        self.load_changed = Listeners()
         self.info = EngineInfo(
             kind="sim",
             vocab_size=config.vocab_size,
@@ -170,9 +168,17 @@ class SimEngine:
             kv_blocks=config.kv_blocks,
             eos_token_ids=config.eos_token_ids,
             max_logprobs=config.max_logprobs,
+            max_num_seqs=config.max_num_seqs,
         )
         self._vocabulary = config.vocabulary
-        self._cache = PrefixCache(config.kv_blocks, on_stored=on_stored, on_removed=on_removed)
+        kv_log = KvLog()
+        self.kv_logs: tuple[KvLog, ...] = (kv_log,) if kv_events else ()
+        self._kv_events = SimKvEvents(kv_log, config.block_size) if kv_events else None
+        self._cache = PrefixCache(
+            config.kv_blocks,
+            on_stored=self._kv_events.stored if self._kv_events else None,
+            on_removed=self._kv_events.removed if self._kv_events else None,
+        )
         self._scheduler = Scheduler(
             self._cache,
             block_size=config.block_size,
@@ -216,6 +222,8 @@ class SimEngine:
         running = self._requests.pop(request_id, None)
         for choice in running.choices if running else ():
             self._drop(choice)
+        if running:
+            self._note_change()
 
     def load(self) -> EngineLoad:
         """The load at this moment."""
@@ -228,6 +236,10 @@ class SimEngine:
             cache_queried_tokens=self._scheduler.queried_tokens,
             cache_hit_tokens=self._scheduler.hit_tokens,
         )
+
+    def loads(self) -> tuple[EngineLoad, ...]:
+        """The load of the only rank."""
+        return (self.load(),)
 
     async def probe(self, timeout_s: float) -> None:
         """Answer, unless dead or hanging."""
@@ -262,6 +274,9 @@ class SimEngine:
     def clear_cache(self) -> None:
         """Forget all stored blocks that no request holds."""
         self._cache.clear()
+        if self._kv_events and not self._cache.stored_blocks:
+            self._kv_events.cleared()
+        self._note_change()
 
     def _end(self, reason: str) -> None:
         if self.failure is not None:
@@ -316,7 +331,13 @@ class SimEngine:
             choice = self._choices.get(sequence)
             if choice and self._scheduler.advance(sequence, chunk):
                 self._say(choice)
+        self._note_change()
         self._begin_step()
+
+    def _note_change(self) -> None:
+        if self._kv_events:
+            self._kv_events.publish()
+        self.load_changed.tell()
 
     def _say(self, choice: _Choice) -> None:
         delta = choice.say(self.info.eos_token_ids)

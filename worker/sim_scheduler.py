@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from worker.sim_cache import PrefixCache, block_hash, prefix_hashes
+from worker.sim_cache import NO_ROOT, PrefixCache, Root, block_hash, prefix_hashes
 from worker.sim_timing import Chunk
 
 
@@ -16,7 +16,7 @@ class Sequence:
     """
 
     token_ids: list[int]
-    salt: str | None = None
+    root: Root = NO_ROOT
     reuse: bool = True
     computed: int = 0
     answered: int = 0
@@ -100,8 +100,8 @@ class Scheduler:
             start = len(sequence.hashes) * size
             parent = sequence.hashes[-1] if sequence.hashes else None
             tokens = sequence.token_ids[start : start + size]
-            block = block_hash(parent, tokens, sequence.salt)
-            self._cache.store(block, parent, tokens)
+            block = block_hash(parent, tokens, sequence.root)
+            self._cache.store(block, parent, tokens, sequence.root)
             sequence.hashes.append(block)
             sequence.private -= 1
         return sequence.todo == 0
@@ -133,7 +133,7 @@ class Scheduler:
         hashes: list[int] = []
         if sequence.reuse:
             # The last token is always computed: its logits are the next token.
-            hashes = prefix_hashes(sequence.token_ids[:-1], self._block_size, sequence.salt)
+            hashes = prefix_hashes(sequence.token_ids[:-1], self._block_size, sequence.root)
             hashes = hashes[: self._cache.match(hashes)]
         start = len(hashes) * self._block_size
         missing = self._missing_blocks(sequence, start, budget, len(hashes))

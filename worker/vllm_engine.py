@@ -11,7 +11,9 @@ from runtime.errors import EngineFailed, InvalidRequest, WorkerLost
 from wire.sampling import Sampling
 from wire.tokens import TokenRequest, TokenSink
 from worker.engine import EngineInfo, EngineLoad
+from worker.kv_log import KvLog
 from worker.request_check import check_request
+from worker.vllm_kv_events import follow, kv_sources
 from worker.vllm_params import deltas, sampling_params, serving_error, unexpected_end
 from worker.vllm_start import StartedVllm, VllmSettings, build_vllm
 from worker.vllm_stats import LoadRecord
@@ -34,8 +36,8 @@ class _Entry:
 class VllmEngine:
     """Engine. `build` comes first, before the event loop runs; see worker/vllm_start.py.
 
-    Requests are tasks of a group that `start` opens and `close` leaves; one more watches vLLM's
-    own output task, which ends when the engine is dead.
+    Requests are tasks of a group that `start` opens and `close` leaves; others watch vLLM's own
+    output task, which ends when the engine is dead, and its KV events.
     """
 
     info: EngineInfo
@@ -44,13 +46,15 @@ class VllmEngine:
         self.failure: str | None = None
         self._settings = settings
         self._load = LoadRecord()
+        self.load_changed = self._load.changed
+        self.kv_logs: tuple[KvLog, ...] = ()
         self._started: StartedVllm | None = None
         self._llm: Any = None
         self._requests: dict[str, _Entry] = {}
         self._failed = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._stack = AsyncExitStack()
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
 
     def build(self) -> None:
         """Load the model: blocking, in the main thread; raises InvalidConfig, EngineFailed."""
@@ -65,11 +69,12 @@ class VllmEngine:
         # Cached inside vLLM: from now on a request is known there before its first await ends.
         await self._llm.get_supported_tasks()
         self.info = engine_info(self._started)
+        self._follow_cache(self._started)
         try:
             async with asyncio.timeout(WARM_UP_TIMEOUT_S):
                 await self._warm_up(Sampling(temperature=0, max_tokens=2))
                 # vLLM's output task exists from the first request on.
-                self._watcher = self._tasks.create_task(self._watch(), name="vllm watcher")
+                self._watchers.append(self._tasks.create_task(self._watch(), name="vllm watcher"))
                 await self._warm_up(Sampling(temperature=0, max_tokens=2, logprobs=1))
         except TimeoutError:
             raise EngineFailed("the engine did not answer its warm-up request") from None
@@ -101,6 +106,10 @@ class VllmEngine:
         """The load after the engine's last step."""
         return self._load.load()
 
+    def loads(self) -> tuple[EngineLoad, ...]:
+        """The load of each rank after its last step."""
+        return self._load.loads(self.info.data_parallel_size)
+
     async def probe(self, timeout_s: float) -> None:
         """Make the engine answer a call: its own health check misses a dead input thread."""
         if self.failure is not None or self._llm.errored:
@@ -121,8 +130,8 @@ class VllmEngine:
     async def close(self) -> None:
         """Fail what runs, end the engine's processes. Takes up to `SHUTDOWN_TIMEOUT_S`."""
         self._end("the engine was stopped")
-        if self._watcher is not None:
-            self._watcher.cancel()
+        for watcher in self._watchers:
+            watcher.cancel()
         await self._stack.aclose()
         if self._started is not None:
             await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
@@ -180,6 +189,14 @@ class VllmEngine:
             self._requests.pop(entry.request.request_id, None)
             sink.fail(error)
 
+    def _follow_cache(self, started: StartedVllm) -> None:
+        sources = kv_sources(started.config, self._llm.get_kv_event_sources())
+        if not (sources and self._settings.kv_events):
+            return
+        self.kv_logs = tuple(KvLog(rank) for rank in range(self.info.data_parallel_size))
+        for subscriber in follow(sources, self.kv_logs, self.info.block_size):
+            self._watchers.append(self._tasks.create_task(subscriber.run(), name="vllm KV events"))
+
     async def _watch(self) -> None:
         handler = self._llm.output_handler
         await asyncio.wait([handler])
@@ -235,6 +252,7 @@ def engine_info(started: StartedVllm) -> EngineInfo:
         eos_token_ids=_eos_token_ids(started),
         max_logprobs=vocab_size if max_logprobs == -1 else max_logprobs,
         data_parallel_size=config.parallel_config.data_parallel_size,
+        max_num_seqs=config.scheduler_config.max_num_seqs,
     )
 
 

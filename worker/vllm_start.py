@@ -19,6 +19,7 @@ from runtime.errors import InvalidConfig
 from runtime.process import private_folder
 from worker.vllm_child import guard_forked_children
 from worker.vllm_failure import failed_start, refused
+from worker.vllm_kv_events import private_events_config
 from worker.vllm_logs import QUIET, StartCauses, adopt_loggers, configure_vllm_logs
 
 CPU_KV_CACHE_BYTES = 512 * 1024**2
@@ -28,12 +29,17 @@ CPU_MAX_SEQUENCES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
-    """`model_path` is an HF folder; `arguments` are vLLM's own flags, as in `vllm serve`."""
+    """`model_path` is an HF folder; `arguments` are vLLM's own flags, as in `vllm serve`.
+
+    `kv_events` is whether vLLM tells us what its prefix cache holds; what its own flags say of
+    its events holds for others too.
+    """
 
     model_path: str
     arguments: tuple[str, ...] = ()
     debug_logs: bool = False
     log_format: str = "text"
+    kv_events: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +64,7 @@ def build_vllm(settings: VllmSettings, stat_logger_class: Callable[[], type]) ->
     causes = StartCauses(rpc_folder)
     try:
         _prepare_process(settings, rpc_folder, causes)
-        config = _configure(settings, causes)
+        config = _configure(settings, causes, rpc_folder)
         guard_forked_children()
         # No local name for it: something in vLLM's imports keeps this frame, and `close` must be
         # able to free the engine.
@@ -96,7 +102,7 @@ def _prepare_process(settings: VllmSettings, rpc_folder: Path, causes: StartCaus
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
 
 
-def _configure(settings: VllmSettings, causes: StartCauses) -> Any:
+def _configure(settings: VllmSettings, causes: StartCauses, rpc_folder: Path) -> Any:
     """Return the VllmConfig, with this process set up for it."""
     from vllm.platforms import current_platform
 
@@ -104,7 +110,7 @@ def _configure(settings: VllmSettings, causes: StartCauses) -> Any:
     if on_cpu:
         # One process less: the engine core runs the model itself.
         _write_environment({}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
-    config = _make_config(settings, causes, on_cpu=on_cpu)
+    config = _make_config(settings, causes, rpc_folder, on_cpu=on_cpu)
     if on_cpu:
         # create_engine_config has just set "spawn" here.
         _write_environment({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, {})
@@ -143,7 +149,9 @@ def _rpc_folder() -> Path:
     return folder
 
 
-def _make_config(settings: VllmSettings, causes: StartCauses, *, on_cpu: bool) -> Any:
+def _make_config(
+    settings: VllmSettings, causes: StartCauses, rpc_folder: Path, *, on_cpu: bool
+) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     # Quantities that fit a laptop, unless the user says otherwise.
@@ -166,6 +174,9 @@ def _make_config(settings: VllmSettings, causes: StartCauses, *, on_cpu: bool) -
     args.enable_log_requests = False
     # A bar of progress is no line of a log.
     args.use_tqdm_on_load = False
+    no_cache = args.enable_prefix_caching is False
+    if settings.kv_events and args.kv_events_config is None and not no_cache:
+        args.kv_events_config = private_events_config(rpc_folder)
     try:
         return args.create_engine_config()
     except Exception as error:

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from worker.engine import EngineLoad
+from worker.listeners import Listeners
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,24 @@ class _Rank:
         self.queried_tokens += stats.prefix_cache_stats.queries
         self.hit_tokens += stats.prefix_cache_stats.hits
 
+    def load(self) -> EngineLoad:
+        """Return it as a load."""
+        return EngineLoad(
+            running=self.running,
+            waiting=self.waiting,
+            kv_usage=self.kv_usage,
+            steps=self.steps,
+            stepped_s=self.stepped_s or None,
+            cache_queried_tokens=self.queried_tokens,
+            cache_hit_tokens=self.hit_tokens,
+        )
+
 
 class LoadRecord:
-    """The last reports of all data-parallel ranks, added up."""
+    """The last reports of all data-parallel ranks, one by one and added up."""
 
     def __init__(self) -> None:
+        self.changed = Listeners()
         self._ranks: dict[int, _Rank] = {}
 
     def load(self) -> EngineLoad:
@@ -54,9 +68,15 @@ class LoadRecord:
             cache_hit_tokens=sum(rank.hit_tokens for rank in ranks),
         )
 
+    def loads(self, size: int) -> tuple[EngineLoad, ...]:
+        """Return the loads of the ranks below `size`; who has made no step yet has none."""
+        idle = _Rank()
+        return tuple(self._ranks.get(rank, idle).load() for rank in range(size))
+
     def note(self, rank: int, stats: Any) -> None:
         """Keep a rank's SchedulerStats."""
         self._ranks.setdefault(rank, _Rank()).note(stats)
+        self.changed.tell()
 
     def logger_class(self) -> type:
         """Return the class of a vLLM stat logger that reports here.

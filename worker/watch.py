@@ -33,6 +33,7 @@ class EngineWatch:
     def __init__(self, flights: Flights, config: WorkerConfig) -> None:
         self.canary_outcomes: Counter[str] = Counter({OK: 0})
         self.canary_ok_s: float | None = None
+        self._silent_looks = 0
         self._flights = flights
         self._engine = flights.engine
         self._config = config
@@ -87,15 +88,21 @@ class EngineWatch:
         Looks are counted, not seconds: a process that was stopped for a while has not stalled.
         """
         timeout_s = self._config.stall_timeout_s
-        stepped_s, silent = self._engine.load().stepped_s, 0
+        stepped_s = self._engine.load().stepped_s
         # The first look may come right after the request.
-        while silent <= _LOOKS:
+        while self._silent_looks <= _LOOKS:
             await asyncio.sleep(timeout_s / _LOOKS)
             before_s, stepped_s = stepped_s, self._engine.load().stepped_s
-            silent = silent + 1 if self._flights and stepped_s == before_s else 0
+            silent = self._flights and stepped_s == before_s
+            self._silent_looks = self._silent_looks + 1 if silent else 0
         return (
             f"the engine made no step for {timeout_s:g} s while {len(self._flights)} requests ran"
         )
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine has made no step for a while although requests run."""
+        return self._silent_looks > 1
 
     async def _watch_canaries(self) -> str:
         while True:

@@ -5,7 +5,8 @@ A case gets a started engine whose context is CONTEXT tokens. It leaves nothing 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -18,8 +19,11 @@ from runtime.errors import (
 )
 from tests.contracts.engine_asking import WAIT_S, answer, ask, refusal, wait_idle
 from tests.contracts.engine_requests import BAD_REQUESTS, BAD_STRUCTURES, PROMPT
+from tests.waiting import eventually
+from wire.block_hash import prefix_hashes, root_hash
 from wire.tokens import FinishReason
 from worker.engine import Engine
+from worker.kv_log import KvLog
 
 CONTEXT = 256
 
@@ -309,6 +313,45 @@ async def only_the_first_delta_says_how_long_the_request_queued(engine: Engine) 
     assert sink.deltas[0].queued_s is not None
     assert 0 <= sink.deltas[0].queued_s < WAIT_S
     assert all(delta.queued_s is None for delta in sink.deltas[1:])
+
+
+def _holds_all(kv_log: KvLog, hashes: Sequence[int]) -> bool:
+    return all(it in kv_log for it in hashes)
+
+
+@case
+async def full_blocks_of_prompt_and_answer_are_told(engine: Engine) -> None:
+    (kv_log,) = engine.kv_logs
+    size = engine.info.block_size
+    prompt = list(range(1700, 1700 + 2 * size + 3))
+    for salt in (None, "tenant"):
+        sink = await answer(engine, prompt, max_tokens=size, cache_salt=salt)
+        # Nothing is computed for the last token.
+        computed = [*prompt, *sink.ids()[:-1]]
+        hashes = prefix_hashes(computed, size, root_hash(None, salt)).tolist()
+        assert len(hashes) == 3
+        await eventually(partial(_holds_all, kv_log, hashes), limit_s=WAIT_S)
+    assert not kv_log.gaps.total()
+    assert not kv_log.ignored.total()
+
+
+@case
+async def each_step_is_told_and_counted_by_its_rank(engine: Engine) -> None:
+    heard: list[int] = []
+
+    def listen() -> None:
+        heard.append(engine.load().steps)
+
+    before = engine.load().steps
+    engine.load_changed.add(listen)
+    await answer(engine, max_tokens=6)
+    await wait_idle(engine)
+    engine.load_changed.discard(listen)
+    assert set(range(before + 1, before + 7)) <= set(heard)
+    loads = engine.loads()
+    assert len(loads) == engine.info.data_parallel_size == 1
+    assert loads[0] == engine.load()
+    assert engine.info.max_num_seqs > 0
 
 
 async def a_dead_engine_fails_everything(engine: Engine, kill: Callable[[], None]) -> None:

@@ -16,7 +16,9 @@ from runtime.discovery_file import FileDiscovery
 from runtime.discovery_memory import MemoryDiscovery
 from runtime.discovery_open import open_discovery
 from runtime.errors import InvalidConfig
+from runtime.options_discovery import DiscoveryOptions
 from runtime.process import pid_place
+from tests.etcd_server import etcd_server
 from tests.waiting import eventually
 
 
@@ -24,21 +26,35 @@ def record(record_id="w1", value=b'{"a":1}', kind="worker"):
     return Record(kind=kind, id=record_id, value=value)
 
 
-@pytest.fixture(params=["memory", "file"])
-async def discovery(request, tmp_path):
-    one = open_discovery(request.param, str(tmp_path / "registry"))
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory):
+    with etcd_server(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "file", "etcd"])
+def options(request, tmp_path):
+    """One registry for each test."""
+    if request.param == "etcd":
+        return request.getfixturevalue("etcd").options(etcd_prefix=f"/{tmp_path.name}")
+    return DiscoveryOptions(discovery=request.param, discovery_path=str(tmp_path / "registry"))
+
+
+@pytest.fixture
+async def discovery(options):
+    one = open_discovery(options)
     async with asyncio.timeout(20):
         yield one
     await one.close()
 
 
 @pytest.fixture
-async def elsewhere(discovery, tmp_path):
+async def elsewhere(discovery, options):
     """Another process's view where the back end has one, else the same object."""
     if isinstance(discovery, MemoryDiscovery):
         yield discovery
         return
-    other = FileDiscovery(tmp_path / "registry")
+    other = open_discovery(options)
     yield other
     await other.close()
 
@@ -103,7 +119,11 @@ async def test_a_slow_watcher_is_told_the_last_state(discovery):
         for i in range(100):
             await lease.update(b'{"a":%d}' % i)
         await gone.withdraw()
-        assert await anext(changes) == Put(record=record(value=b'{"a":99}'))
+        told = [await anext(changes)]
+        # What a server tells may be a few changes behind.
+        while told[-1] != Put(record=record(value=b'{"a":99}')):
+            told.append(await anext(changes))
+        assert len(told) < 10
 
 
 async def test_a_replaced_lease_no_longer_touches_the_record(discovery, elsewhere):
@@ -115,7 +135,7 @@ async def test_a_replaced_lease_no_longer_touches_the_record(discovery, elsewher
         assert await anext(changes) == Snapshot(records=(record(value=b'{"new":true}'),))
 
 
-async def test_close_withdraws_everything_and_ends_the_watches(discovery, tmp_path):
+async def test_close_withdraws_everything_and_ends_the_watches(discovery, elsewhere):
     await discovery.register(record())
     await discovery.register(record("w2"))
     async with watching(discovery) as changes:
@@ -123,7 +143,7 @@ async def test_close_withdraws_everything_and_ends_the_watches(discovery, tmp_pa
         await discovery.close()
         await discovery.close()
         assert {c.id for c in [c async for c in changes]} <= {"w1", "w2"}
-    async with watching(discovery) as changes:
+    async with watching(elsewhere) as changes:
         assert await anext(changes) == Snapshot(records=())
 
 
@@ -266,4 +286,4 @@ async def test_a_reused_pid_does_not_keep_a_dead_owners_record(tmp_path):
 def test_unknown_back_ends_and_impossible_folders_are_configuration_errors(tmp_path):
     for kind, path in (("zookeeper", None), ("file", "/proc/nowhere")):
         with pytest.raises(InvalidConfig):
-            open_discovery(kind, path)
+            open_discovery(DiscoveryOptions(discovery=kind, discovery_path=path))

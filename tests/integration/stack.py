@@ -20,6 +20,7 @@ from tests.waiting import eventually
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
 from wire.pool import POOL, rpc_types
 from worker.card import make_card
+from worker.fleet_service import FleetService
 from worker.service import WorkerService
 from worker.sim_engine import SimConfig, SimEngine
 
@@ -38,20 +39,31 @@ class SimWorker:
         self.card = card
         self.engine = engine
         self.service = WorkerService(engine, card)
-        self.server = grpc_server(self.service.service, **(server or {}))
+        self.fleet = FleetService(engine, draining=lambda: self.service.draining)
+        self.server = grpc_server(self.service.service, self.fleet.service, **(server or {}))
         self.lease: Lease | None = None
         self.address = ""
 
     async def start(self, discovery: MemoryDiscovery) -> None:
         await self.engine.start()
         self.address = await self.server.start()
-        instance = WorkerInstance(
-            instance_id=self.name, address=self.address, card=self.card, engine="sim"
-        )
-        value = msgspec.json.encode(instance)
+        value = msgspec.json.encode(self.instance())
         self.lease = await discovery.register(Record(kind=INSTANCE_KIND, id=self.name, value=value))
 
+    def instance(self) -> WorkerInstance:
+        """What it says of itself in discovery."""
+        return WorkerInstance(
+            instance_id=self.name,
+            address=self.address,
+            card=self.card,
+            engine="sim",
+            kv_blocks=self.engine.info.kv_blocks,
+            max_num_seqs=self.engine.info.max_num_seqs,
+            kv_events=bool(self.engine.kv_logs),
+        )
+
     async def stop(self) -> None:
+        self.fleet.end()
         await self.server.stop(0.0)
         await self.engine.close()
 

@@ -222,7 +222,7 @@ async def test_what_still_runs_at_the_drain_limit_ends_with_one_error(model_fold
 async def test_giving_up_starts_nobody_who_waits(model_folder: Path) -> None:
     config = FrontDoorConfig(worker_concurrency=1, queue_limit=9)
     async with running_stack(model_folder, sim=SLOW, config=config) as stack:
-        labels = {"model": "sim", "worker": "worker-0", "policy": "round-robin"}
+        labels = {"model": "sim", "worker": "worker-0", "policy": "kv"}
         sent_before = value("router_decisions_total", **labels)
         channel = channel_to(stack)
         async with open_stream(channel) as stream:

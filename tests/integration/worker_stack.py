@@ -25,6 +25,7 @@ from wire.token_contract import (
 )
 from wire.tokens import TokenDelta, TokenRequest
 from worker.card import make_card
+from worker.fleet_service import FleetService
 from worker.service import WorkerService
 from worker.sim_engine import SimConfig, SimEngine
 from worker.sim_timing import SimTiming
@@ -36,9 +37,12 @@ SLOW = SimTiming(speedup=1, step_ms=20)
 class Worker:
     """A served engine and a client's channel to it."""
 
-    def __init__(self, engine: SimEngine, service: WorkerService, channel: RpcChannel) -> None:
+    def __init__(
+        self, engine: SimEngine, service: WorkerService, fleet: FleetService, channel: RpcChannel
+    ) -> None:
         self.engine = engine
         self.service = service
+        self.fleet = fleet
         self.channel = channel
 
     async def infer(self, message: Any, timeout_s: float = WAIT_S) -> TokenResponse:
@@ -58,14 +62,20 @@ class Worker:
 async def serving(model_folder: Path, **sim: Any) -> AsyncIterator[Worker]:
     engine = SimEngine(SimConfig(**({"timing": SimTiming(speedup=0)} | sim)))
     service = WorkerService(engine, make_card(model_folder, "m", await engine.start(), ["alias"]))
+    fleet = FleetService(engine, draining=lambda: service.draining)
     server = GrpcServer(
-        services=[service.service], rpc_types=rpc_types, pool=POOL, host="127.0.0.1", port=0
+        services=[service.service, fleet.service],
+        rpc_types=rpc_types,
+        pool=POOL,
+        host="127.0.0.1",
+        port=0,
     )
     channel = RpcChannel(await server.start(), rpc_types=rpc_types)
     try:
-        yield Worker(engine, service, channel)
+        yield Worker(engine, service, fleet, channel)
         await engine.close()
     finally:
+        fleet.end()
         await channel.close()
         await server.stop(0.0)
 

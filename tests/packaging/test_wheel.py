@@ -100,7 +100,7 @@ def test_the_wheel_holds_the_packages_and_the_compiled_protocol_and_no_tests(whe
     names = zipfile.ZipFile(wheel).namelist()
     roots = {name.partition("/")[0] for name in names}
     assert {root for root in roots if not root.endswith(".dist-info")} == PACKAGES
-    assert {"wire/wire.binpb", "wire/inference_pb2.pyi"} <= set(names)
+    assert {"wire/wire.binpb", "wire/inference_pb2.pyi", "runtime/etcd.binpb"} <= set(names)
 
 
 def test_the_source_distribution_holds_what_it_takes_to_build_and_test(built):
@@ -114,7 +114,7 @@ def test_the_source_distribution_holds_what_it_takes_to_build_and_test(built):
 
 def test_the_wheel_requires_no_engine_but_in_its_extras(wheel):
     about = metadata(wheel)
-    assert set(about.get_all("Provides-Extra", ())) >= {"worker", "worker-cpu", "etcd"}
+    assert set(about.get_all("Provides-Extra", ())) >= {"worker", "worker-cpu"}
     required = {
         re.split(r"[^\w-]", line)[0]
         for line in about.get_all("Requires-Dist", ())

@@ -176,21 +176,29 @@ def test_no_file_names_a_place_on_somebodys_machine() -> None:
     assert found == []
 
 
-def test_compiled_protocol_files_match_their_source(tmp_path: Path) -> None:
-    sources = ["inference.proto", "penstock.proto"]
+@pytest.mark.parametrize(
+    ("folder", "name", "sources"),
+    [
+        ("wire", "wire.binpb", ["inference.proto", "penstock.proto"]),
+        ("runtime", "etcd.binpb", ["etcd.proto"]),
+    ],
+)
+def test_compiled_protocol_files_match_their_source(
+    folder: str, name: str, sources: list[str], tmp_path: Path
+) -> None:
     status = protoc.main(
         [
             "protoc",
             f"-I{ROOT / 'proto'}",
             "--include_imports",
-            f"--descriptor_set_out={tmp_path / 'wire.binpb'}",
+            f"--descriptor_set_out={tmp_path / name}",
             f"--pyi_out={tmp_path}",
             *sources,
         ]
     )
     assert status == 0
     for made in tmp_path.iterdir():
-        assert made.read_bytes() == (ROOT / "wire" / made.name).read_bytes(), made.name
+        assert made.read_bytes() == (ROOT / folder / made.name).read_bytes(), made.name
 
 
 def test_a_front_door_process_loads_neither_an_engine_nor_torch() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.sim_cache import PrefixCache, block_hash, prefix_hashes
+from worker.sim_cache import PrefixCache, Root, block_hash, prefix_hashes
 
 SIZE = 4
 
@@ -19,11 +19,12 @@ def fill(cache: PrefixCache, tokens: list[int]) -> list[int]:
     return hashes
 
 
-def test_a_hash_depends_on_all_tokens_before_and_on_the_salt() -> None:
+def test_a_hash_depends_on_all_tokens_before_and_on_adapter_and_salt() -> None:
     first = prefix_hashes([1, 2, 3, 4, 5, 6, 7, 8, 9], SIZE)
     assert len(first) == 2
     assert prefix_hashes([9, 2, 3, 4, 5, 6, 7, 8], SIZE)[1] != first[1]
-    assert prefix_hashes([1, 2, 3, 4, 5, 6, 7, 8], SIZE, "salt")[1] != first[1]
+    for root in (Root(salt="a"), Root(lora_name="a"), Root("a", "a")):
+        assert prefix_hashes([1, 2, 3, 4, 5, 6, 7, 8], SIZE, root)[1] != first[1]
     assert prefix_hashes([1, 2, 3, 4, 5, 6, 7, 8], SIZE) == first
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import InvalidConfig, ServingError, WorkerLost
+from wire.block_hash import prefix_hashes
 from wire.sampling import Sampling
 from wire.tokens import FinishReason, TokenDelta, TokenRequest
 from worker.sim_cache import PrefixCache
@@ -105,21 +106,28 @@ async def test_a_small_cache_delays_requests_but_answers_all_of_them() -> None:
     assert (load.running, load.waiting, load.kv_usage) == (0, 0, 0.0)
 
 
-async def test_stored_and_removed_blocks_are_told_in_order() -> None:
-    stored: dict[int, int | None] = {}
-
-    def on_stored(block: int, parent: int | None, token_ids: Any) -> None:
-        assert parent is None or parent in stored
-        assert len(token_ids) == 4
-        stored[block] = parent
-
+async def test_what_the_cache_holds_is_told() -> None:
     config = SimConfig(timing=INSTANT, context_length=64, block_size=4, kv_blocks=16)
-    engine = SimEngine(config, on_stored=on_stored, on_removed=stored.__delitem__)
+    engine = SimEngine(config)
+    (kv_log,) = engine.kv_logs
     for number in range(6):
-        await over(ask(engine, [number] * 20, max_tokens=10))
-    assert 0 < len(stored) <= 16
+        sink = await over(ask(engine, [number] * 20, max_tokens=10))
+        # The last token is computed by nobody: no block holds it.
+        held = prefix_hashes([*[number] * 20, *sink.ids()[:-1]], 4).tolist()
+        assert set(held) <= set(kv_log)
+        assert len(kv_log) == engine._cache.stored_blocks <= 16
+    assert kv_log.told["removed"]
     engine.clear_cache()
-    assert not stored
+    assert not len(kv_log)
+    assert kv_log.told["cleared"] == 1
+    assert not kv_log.ignored.total()
+
+
+async def test_an_engine_that_tells_nothing_has_no_log() -> None:
+    engine = SimEngine(SimConfig(timing=INSTANT), kv_events=False)
+    await over(ask(engine, [1] * 100))
+    engine.clear_cache()
+    assert engine.kv_logs == ()
 
 
 async def test_one_broken_sink_does_not_stop_the_others(

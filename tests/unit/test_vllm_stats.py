@@ -26,6 +26,18 @@ def test_reports_add_up_over_steps_and_ranks() -> None:
     load = record.load()
     assert (load.running, load.waiting, load.kv_usage, load.steps) == (2, 2, 0.25, 3)
     assert (load.cache_queried_tokens, load.cache_hit_tokens) == (55, 33)
+    first, second, third = record.loads(3)
+    assert (first.running, first.waiting, first.kv_usage, first.steps) == (1, 1, 0.25, 2)
+    assert (second.cache_queried_tokens, second.cache_hit_tokens) == (10, 0)
+    assert third == EngineLoad()
+
+
+def test_each_report_is_told() -> None:
+    record, heard = LoadRecord(), []
+    record.changed.add(lambda: heard.append(record.load().steps))
+    record.note(0, report())
+    record.note(1, report())
+    assert heard == [1, 2]
 
 
 def test_the_last_step_is_that_of_the_busy_rank_furthest_behind() -> None:

@@ -44,6 +44,13 @@ def test_the_hashes_are_those_of_the_formula(tokens, block_size, root) -> None:
     assert prefix_hashes(tokens, block_size, root).tolist() == by_hand(tokens, block_size, root)
 
 
+@pytest.mark.parametrize("blocks", [1, 4, 5, 40])
+def test_few_and_many_blocks_are_hashed_alike_and_in_silence(blocks) -> None:
+    tokens = [2**31 - 1 - at for at in range(4 * blocks)]
+    root = 2**64 - 1
+    assert prefix_hashes(tokens, 4, root).tolist() == by_hand(tokens, 4, root)
+
+
 def test_the_hashes_never_change_between_versions() -> None:
     assert root_hash("adapter", "tenant") == KNOWN_ROOT
     assert prefix_hashes(list(range(8)), 4).tolist() == KNOWN
