@@ -127,6 +127,13 @@ def test_places_with_gaps_have_overlaps_that_end_in_a_block_they_hold(a, b, c, l
     assert sum(mask.bit_count() for mask in found) == len(overlaps)
 
 
+def test_who_holds_a_deep_block_is_taken_to_hold_those_before_it() -> None:
+    index, prompt = index_of(A, B), chain(*range(8))
+    index.store(A, prompt[[0, 1, 2, 3, 7]])
+    index.store(B, prompt[:4])
+    assert index.overlaps(prompt) == {A: 8, B: 4}
+
+
 def test_nothing_is_found_for_an_empty_prompt_or_in_an_empty_index() -> None:
     index = index_of(A)
     assert index.overlaps(chain(1, 2)) == {}
