@@ -60,8 +60,8 @@ class EtcdServer:
 
     def options(self, **fields: Any) -> DiscoveryOptions:
         """What finds this server."""
-        given = {"etcd_endpoints": (self.url,), "etcd_lease_ttl": TTL_S} | fields
-        return DiscoveryOptions(discovery="etcd", **given)
+        given: dict[str, Any] = {"etcd_endpoints": (self.url,), "etcd_lease_ttl": TTL_S}
+        return DiscoveryOptions(discovery="etcd", **given | fields)
 
     def start(self) -> None:
         """Start and wait until it serves."""
@@ -149,7 +149,7 @@ class EtcdServer:
 
     def _is_healthy(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "etcd.log").readtext()[-4000:]
+        assert self._process.poll() is None, (self._folder / "etcd.log").read_text()[-4000:]
         try:
             with urllib.request.urlopen(f"{self._status}/health", timeout=2) as answer:
                 return bool(json.load(answer)["health"] == "true")

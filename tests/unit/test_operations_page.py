@@ -44,7 +44,7 @@ def reasons(cls: type[ServingError]) -> set[str]:
 
 def test_every_outcome_is_explained() -> None:
     ours = {name for name in reasons(ServingError) if name not in {InvalidConfig.reason}}
-    of_requests = ours - {"child_failed", "unknown_service"}
+    of_requests = ours - {"child_failed", "unknown_service", "discovery_failed"}
     assert of_requests | {OK} <= {words(row[0])[0] for row in rows("Outcome")}
 
 
