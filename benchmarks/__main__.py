@@ -1,15 +1,21 @@
-"""`python -m benchmarks [cpu | soak | overload | routing]`; without a command it is `cpu`."""
+"""`python -m benchmarks [COMMAND]`; without a command it is `cpu`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import cpu
+from benchmarks import cpu, router_speed
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
 
-COMMANDS = {"cpu": cpu, "soak": soak, "overload": overload, "routing": routing}
+COMMANDS = {
+    "cpu": cpu,
+    "soak": soak,
+    "overload": overload,
+    "routing": routing,
+    "router-speed": router_speed,
+}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -7,6 +7,7 @@ CONFIG_CLASSES = {
     "serve": "cli.serve:ServeConfig",
     "frontend": "cli.frontend:FrontendConfig",
     "worker": "worker.config:WorkerConfig",
+    "router": "cli.router:RouterConfig",
     "gateway": "cli.gateway:GatewayProcessConfig",
     "chat": "cli.chat:ChatConfig",
     "status": "cli.status:StatusConfig",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cli.credentials import open_api_keys, worker_connector
 from cli.options import FrontOptions
+from cli.options_workers import WorkerTlsOptions
 from runtime.config import option, parse_config
 from runtime.lifecycle import (
     Stage,
@@ -21,7 +22,6 @@ from runtime.lifecycle import (
 )
 from runtime.logs import configure_logging
 from runtime.metrics import set_build_info
-from runtime.tls import ClientTls
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
@@ -41,7 +41,7 @@ _MERGE_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontendConfig(FrontOptions):
+class FrontendConfig(WorkerTlsOptions, FrontOptions):
     """One front door process."""
 
     expect_model: tuple[str, ...] = option(
@@ -49,20 +49,6 @@ class FrontendConfig(FrontOptions):
         help="model that will be served: until it has a worker, requests for it get 503 and the "
         "front door is not announced as ready; may be repeated",
         group="Models",
-    )
-    worker_tls_ca: Path | None = option(
-        None, help="speak TLS to workers and trust these authorities, in PEM", group="Security"
-    )
-    worker_tls_cert: Path | None = option(
-        None, help="certificate to show workers, in PEM", group="Security"
-    )
-    worker_tls_key: Path | None = option(
-        None, help="private key of --worker-tls-cert, in PEM", group="Security"
-    )
-    worker_tls_server_name: str | None = option(
-        None,
-        help="name that every worker's certificate must have (default: the host it is reached by)",
-        group="Security",
     )
     share_port: bool = option(
         False, help="let other processes of this user listen on the same ports (SO_REUSEPORT)",
@@ -82,18 +68,6 @@ class FrontendConfig(FrontOptions):
         """Raise InvalidConfig naming the field that is wrong."""
         FrontOptions.__post_init__(self)
         _ = self.worker_client_tls
-
-    @property
-    def worker_client_tls(self) -> ClientTls | None:
-        """How to speak TLS to workers; None without. Raises InvalidConfig for half a pair."""
-        tls = ClientTls(
-            ca=self.worker_tls_ca,
-            cert=self.worker_tls_cert,
-            key=self.worker_tls_key,
-            server_name=self.worker_tls_server_name,
-            flags="worker-tls",
-        )
-        return None if tls == ClientTls(flags="worker-tls") else tls
 
 
 def frontend(argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ _COMMANDS = {
     "serve": "front door and workers on this machine, in one command",
     "frontend": "the front door: KServe over gRPC, OpenAI over HTTP",
     "worker": "one model's engine behind KServe",
+    "router": "the router alone, behind a worker's interface",
     "gateway": "the OpenAI front alone, in front of any KServe server",
     "chat": "talk to a model, in a terminal or through pipes",
     "status": "what a front door serves, with which workers and under which load",

@@ -27,15 +27,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-def costs(
-    *,
-    prefill_blocks: Floats,
-    uncached_blocks: "NDArray[np.floating] | float",
-    active_blocks: Floats,
-    overlap_weight: float,
+def load_costs(
+    *, prefill_tokens: NDArray[np.int64], active_blocks: Floats, per_token: float
 ) -> Floats:
-    """Return each place's cost in blocks, float64 [places]."""
-    return overlap_weight * (prefill_blocks + uncached_blocks) + active_blocks
+    """Return the part of each place's cost that is the same for every prompt, float64 [places].
+
+    `per_token` is overlap_weight / block size.
+    """
+    return prefill_tokens * per_token + active_blocks
 
 
 def cheapest(cost: Floats) -> NDArray[np.intp]:

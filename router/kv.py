@@ -1,6 +1,7 @@
 """The KV-aware policy: where most of the prompt is cached, unless others have less to do."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +54,15 @@ class KvRouter(Policy):
 
     def observe(self, event: RouterEvent) -> None:
         """Learn a fact about the workers."""
-        super().observe(event)
         match event:
-            case LoadReported():
-                self.index.sweep()
-                self._routed.expire(event.now)
             case BlocksStored() | BlocksRemoved() | BlocksCleared():
                 if self._settings.use_kv_events:
                     self._observe_blocks(event)
+                return
+            case LoadReported():
+                self.index.sweep()
+                self._routed.expire(event.now)
+        super().observe(event)
 
     def choose(self, request: RouteRequest, now: float) -> Choice | None:
         """Pick a place; None when no worker may take the request; raises Overloaded."""
@@ -69,9 +71,7 @@ class KvRouter(Policy):
 
     def _decide(self, request: RouteRequest, rows: Rows) -> Choice:
         hashes = self._hashes(request)
-        overlaps = self._overlaps(hashes, rows)
-        drawn_by_chance = self._settings.temperature > 0
-        cost = self._prompt_costs(request, rows, hashes, overlaps, exact=drawn_by_chance)
+        overlaps, cost = self._weigh(request, rows, hashes, exact=self._settings.temperature > 0)
         at = self._best(rows, overlaps, cost)
         place = self._table.place(int(rows[at]))
         return Choice(
@@ -128,55 +128,64 @@ class KvRouter(Policy):
                 self._routed.forget(place)
 
     def _judge(self, request: RouteRequest, rows: Rows) -> tuple[NDArray[np.int64], Floats]:
-        hashes = self._hashes(request)
-        overlaps = self._overlaps(hashes, rows)
-        return overlaps, self._prompt_costs(request, rows, hashes, overlaps, exact=True)
+        return self._weigh(request, rows, self._hashes(request), exact=True)
 
     def _hashes(self, request: RouteRequest) -> Hashes:
         root = root_hash(request.lora_name, request.cache_salt)
         return prefix_hashes(request.token_ids, self._settings.block_size, root)
 
-    def _overlaps(self, hashes: Hashes, rows: Rows) -> NDArray[np.int64]:
-        """Return how many blocks of the prompt each row holds, int64 [len(rows)]."""
-        return self.index.overlaps_by_row(hashes, len(self._table))[rows]
+    def _weigh(
+        self, request: RouteRequest, rows: Rows, hashes: Hashes, *, exact: bool
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Return overlap in blocks and cost of each row.
 
-    def _prompt_costs(
-        self,
-        request: RouteRequest,
-        rows: Rows,
-        hashes: Hashes,
-        overlaps: NDArray[np.int64],
-        *,
-        exact: bool,
-    ) -> Floats:
-        """Return each row's cost; unless `exact`, too much for rows that cannot be the cheapest.
-
-        What running requests have in common with the prompt lies within the overlap. So only rows
-        whose cost could fall to the lowest are asked for it, mostly one or two.
+        Unless `exact`, rows that cannot be the cheapest may be given too high a cost.
         """
+        overlaps = self.index.overlaps_by_row(hashes, len(self._table)).take(rows)
         weight = self._settings.overlap_weight
-        blocks = len(request.token_ids) / self._settings.block_size
-        cost = self._costs(rows, blocks - overlaps) + blocks
+        cost = self._costs(rows)
+        cost += (weight + 1) * len(request.token_ids) / self._settings.block_size
+        saved = weight * overlaps
+        cost -= saved
         if not overlaps.any():
-            return cost
-        least = cost - (1 + weight) * overlaps
-        lowest = math.inf
-        for at in np.argsort(least).tolist():
-            if least[at] > lowest and not exact:
-                break
-            if overlaps[at]:
-                used, computing = self._load.shared(int(rows[at]), hashes[: overlaps[at]])
-                cost[at] -= used + weight * computing
-            lowest = min(lowest, float(cost[at]))
-        return cost
+            return overlaps, cost
+
+        def common(at: int) -> float:
+            """Return the cost of what running requests have in common with the prompt."""
+            used, computing = self._load.shared(int(rows[at]), hashes[: overlaps[at]])
+            return used + weight * computing
+
+        if exact:
+            for at in np.flatnonzero(overlaps).tolist():
+                cost[at] -= common(at)
+        else:
+            # It lies within the overlap.
+            _lower_the_cheapest(cost, cost - saved - overlaps, common)
+        return overlaps, cost
 
     def _best(self, rows: Rows, overlaps: NDArray[np.int64], cost: Floats) -> int:
         """Return the position of the row to take."""
-        miss = not overlaps.any()
-        if self._settings.temperature > 0 and not miss:
-            return drawn(cost, self._settings.temperature, self._random)
         tied = cheapest(cost)
-        if len(tied) > 1 and not miss:
+        if len(tied) == 1 and not self._settings.temperature:
+            return int(tied[0])
+        if overlaps.any():
+            if self._settings.temperature:
+                return drawn(cost, self._settings.temperature, self._random)
             held = np.array([self.index.count(self._table.place(rows[at])) for at in tied])
             tied = tied[held == held.min()]
         return int(tied[self._random.randrange(len(tied))])
+
+
+def _lower_the_cheapest(cost: Floats, least: Floats, by: Callable[[int], float]) -> None:
+    """Lower costs where they could fall to the lowest: mostly in one or two positions.
+
+    `by` returns by how much, and `least` bounds what is left.
+    """
+    lowest = math.inf
+    at = int(least.argmin())
+    while least[at] <= lowest and least[at] < math.inf:
+        if least[at] < cost[at]:
+            cost[at] -= by(at)
+        lowest = min(lowest, float(cost[at]))
+        least[at] = math.inf
+        at = int(least.argmin())

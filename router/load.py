@@ -156,11 +156,11 @@ class Load:
 
     def blocks(self, rows: Rows) -> Floats:
         """Active blocks, float64 [len(rows)]."""
-        unseen = self._unseen[rows]
+        unseen = self._unseen.take(rows)
         if self._untold:
             told = ~np.isin(rows, list(self._untold))
             unseen[~told] = unseen[told].mean() if told.any() else 0.0
-        unseen += self._all[_BLOCKS, rows]
+        unseen += self._all[_BLOCKS].take(rows)
         return unseen
 
     def shared(self, row: int, hashes: Hashes) -> tuple[int, int]:
@@ -171,9 +171,9 @@ class Load:
         computed yet are their ends.
         """
         used, computing = self._shared.get(row), self._computing.get(row)
-        if not used or not len(hashes):
-            return 0, 0
         block = hashes.item
+        if not used or not len(hashes) or block(0) not in used:
+            return 0, 0
         in_use = _first(len(hashes), lambda at: block(at) not in used)
         if not computing or block(len(hashes) - 1) not in computing:
             return in_use, 0
@@ -181,7 +181,7 @@ class Load:
 
     def prefill_tokens(self, rows: Rows) -> NDArray[np.int64]:
         """Prompt tokens that are not computed yet, int64 [len(rows)]."""
-        tokens: NDArray[np.int64] = self._all[_PREFILL, rows]
+        tokens: NDArray[np.int64] = self._all[_PREFILL].take(rows)
         return tokens
 
     def busy(self, rows: Rows, thresholds: BusyThresholds) -> NDArray[np.bool_]:

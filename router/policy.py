@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from router.cost import Floats, costs
+from router.cost import Floats, load_costs
 from router.load import Load
 from router.place_table import PlaceTable, Rows
 from router.router import (
@@ -34,6 +34,7 @@ class Policy(ABC):
     def __init__(self, settings: RouterSettings) -> None:
         self.thresholds = settings.thresholds
         self._settings = settings
+        self._per_token = settings.overlap_weight / settings.block_size
         self._random = random.Random(settings.seed)
         self._table = PlaceTable(settings.block_size)
         self._load = Load(self._table, settings.block_size)
@@ -126,12 +127,11 @@ class Policy(ABC):
         """Return overlap in blocks and cost of each row."""
         return np.zeros(len(rows), np.int64), self._costs(rows)
 
-    def _costs(self, rows: Rows, uncached_blocks: NDArray[np.floating] | float = 0.0) -> Floats:
-        return costs(
-            prefill_blocks=self._load.prefill_tokens(rows) / self._settings.block_size,
-            uncached_blocks=uncached_blocks,
+    def _costs(self, rows: Rows) -> Floats:
+        return load_costs(
+            prefill_tokens=self._load.prefill_tokens(rows),
             active_blocks=self._load.blocks(rows),
-            overlap_weight=self._settings.overlap_weight,
+            per_token=self._per_token,
         )
 
     def _eligible(self, request: RouteRequest) -> Rows | None:

@@ -16,6 +16,7 @@ _ENDPOINTS = Form(
     rf"{_ENDPOINT}(,{_ENDPOINT})*",
 )
 _PREFIX = Form("a path such as /penstock", r"/[!-.0-~]+(/[!-.0-~]+)*")
+_NAMESPACE = Form("at most 64 of a-z 0-9 . _ -", r"[a-z0-9._-]{1,64}")
 # etcd counts leases in whole seconds, and with its default election timeout grants none below 2.
 _LEAST_TTL_S, _MOST_TTL_S = 2, 3600
 
@@ -33,6 +34,10 @@ class DiscoveryOptions:
     discovery_path: str | None = option(
         None, help="folder of file discovery (default: one of the user's)", group="Discovery"
     )
+    namespace: str = option(
+        "default", help="name that keeps workers and those who look for them apart from others",
+        group="Discovery", form=_NAMESPACE,
+    )  # fmt: skip
     etcd_endpoints: tuple[str, ...] = option(
         ("127.0.0.1:2379",),
         help="members of the etcd cluster, tried in turn; with commas, or repeated",

@@ -21,7 +21,7 @@ class FrontDoorConfig:
     `queue_limit` requests per model wait (None: a quarter of the sequences), at most
     `queue_timeout_s`. `max_tokens_limit` and `max_choices` bound what one request may ask for. A
     worker that has requests and makes no progress for `worker_stall_s` is passed over; a model
-    without a worker is forgotten after `model_linger_s`.
+    without a worker is forgotten after `model_linger_s`. Only workers of `namespace` count.
     """
 
     routing: RouterSettings = field(default_factory=RouterSettings)
@@ -36,6 +36,7 @@ class FrontDoorConfig:
     queue_timeout_s: float = 0.0
     max_tokens_limit: int = 0
     max_choices: int = 128
+    namespace: str = "default"
     worker_stall_s: float = 5.0
     model_linger_s: float = 300.0
 

@@ -32,7 +32,7 @@ from server.models import ModelManager, ServedModel
 from server.progress import ProgressWatch
 from server.text.codec import TextCodec
 from server.worker_link import WorkerLink
-from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
+from wire.cards import ModelCard, WorkerInstance, instance_kind
 from wire.pool import rpc_types
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Fleet:
         try:
             async with (
                 asyncio.TaskGroup() as group,
-                aclosing(self._discovery.watch(INSTANCE_KIND)) as changes,
+                aclosing(self._discovery.watch(instance_kind(self._config.namespace))) as changes,
             ):
                 group.create_task(self._look_after(), name="looks after workers")
                 async for change in changes:
@@ -219,7 +219,7 @@ class Fleet:
         follower = WorkerFollower(
             instance,
             model.router,
-            kv_events=self._config.follows_kv_events,
+            kv_events=self._config.follows_kv_events and instance.kv_events,
             retry_max_s=self._config.connect_retry_max_s,
             now=time.monotonic,
         )

@@ -6,6 +6,11 @@ INSTANCE_KIND = "instances"
 ROUTER_KIND = "routers"
 
 
+def instance_kind(namespace: str) -> str:
+    """The kind of the instances of one namespace: its processes see no others."""
+    return INSTANCE_KIND if namespace == "default" else f"{INSTANCE_KIND}.{namespace}"
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """A served model. `path` is the HF folder with tokenizer.json, config and chat template.
 

@@ -77,10 +77,18 @@ class Engine(Protocol):
       outlives it.
     """
 
-    info: EngineInfo
-    failure: str | None
     kv_logs: tuple[KvLog, ...]
     load_changed: Listeners
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine's facts."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why it is dead; None while it lives."""
+        ...
 
     async def start(self) -> EngineInfo:
         """Load the model and prove it works; raises EngineFailed when that fails."""

@@ -140,7 +140,9 @@ class _KvWatcher(_Watcher):
             self._due = asyncio.get_running_loop().call_soon(self._send)
 
     def _send(self) -> None:
-        self._due = None
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
         behind = list(self._cursors)
         # In turns, so that no rank waits for another's snapshot.
         while behind and self._call.writable:

@@ -2,10 +2,7 @@
 
 import asyncio
 import logging
-import re
-import socket
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -14,6 +11,7 @@ from typing import Any
 import msgspec
 from prometheus_client import REGISTRY
 
+from runtime.addresses import instance_id_of, reachable_address
 from runtime.discovery import Lease, Record
 from runtime.discovery_open import open_discovery
 from runtime.errors import WorkerLost
@@ -23,7 +21,7 @@ from runtime.metrics import set_build_info
 from runtime.ready_file import remove_ready_file, write_ready_file
 from runtime.status_server import StatusServer
 from runtime.tracing import Tracing, start_tracing
-from wire.cards import INSTANCE_KIND, WorkerInstance
+from wire.cards import WorkerInstance, instance_kind
 from wire.pool import FLEET, KSERVE, POOL, rpc_types
 from worker.card import make_card
 from worker.config import WorkerConfig
@@ -38,7 +36,6 @@ log = logging.getLogger(__name__)
 
 GRPC_STOP_S = 2.0
 CLOSE_LIMIT_S = 15.0
-_WILDCARDS = ("0.0.0.0", "::", "")
 
 
 async def serve_worker(
@@ -124,11 +121,11 @@ class WorkerProcess:
         )
         self._set_serving(False)
         address = await self._server.start()
-        instance_id = _instance_id(card.name)
+        instance_id = instance_id_of(card.name)
         status_url = self._start_status(describe_worker(instance_id, service, watch))
         instance = WorkerInstance(
             instance_id=instance_id,
-            address=_reachable(address, config.advertise_host),
+            address=reachable_address(address, config.advertise_host),
             card=card,
             engine=info.kind,
             kv_blocks=info.kv_blocks,
@@ -140,7 +137,11 @@ class WorkerProcess:
         )
         self._set_serving(True)
         self._lease = await self._discovery.register(
-            Record(kind=INSTANCE_KIND, id=instance.instance_id, value=msgspec.json.encode(instance))
+            Record(
+                kind=instance_kind(config.namespace),
+                id=instance.instance_id,
+                value=msgspec.json.encode(instance),
+            )
         )
         if config.ready_file is not None:
             bound = {"grpc": address, "metrics": status_url, "models": [card.name]}
@@ -274,22 +275,3 @@ async def _drain(service: WorkerService, limit_s: float) -> None:
     service.drain()
     log_waiting(service.in_flight, limit_s)
     await service.wait_idle()
-
-
-def _instance_id(name: str) -> str:
-    plain = re.sub(r"[^a-z0-9._-]+", "-", f"{name}-{socket.gethostname()}".lower())
-    return f"{plain}-{uuid.uuid4().hex[:8]}"
-
-
-def _reachable(address: str, advertise_host: str | None) -> str:
-    """Return host:port as others reach it: a wildcard address is no destination."""
-    host, _, port = address.rpartition(":")
-    if advertise_host is not None:
-        host = f"[{advertise_host}]" if ":" in advertise_host else advertise_host
-    elif host.strip("[]") in _WILDCARDS:
-        host = socket.getfqdn()
-        if host.startswith("localhost"):
-            log.warning(
-                "this host calls itself %s: front doors elsewhere need --advertise-host", host
-            )
-    return f"{host}:{port}"

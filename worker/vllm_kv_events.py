@@ -112,6 +112,7 @@ class KvSubscriber:
         context = zmq.asyncio.Context()
         try:
             with context.socket(zmq.SUB) as socket:
+                socket.ipv6 = True
                 socket.rcvhwm = _QUEUED_BATCHES
                 socket.subscribe(self._source.topic)
                 socket.connect(self._source.endpoint)
@@ -179,6 +180,7 @@ class KvSubscriber:
             return found
         with context.socket(zmq.DEALER) as socket, suppress(TimeoutError):
             socket.linger = 0
+            socket.ipv6 = True
             socket.connect(self._source.replay_endpoint)
             async with asyncio.timeout(REPLAY_TIMEOUT_S):
                 await socket.send_multipart([b"", self._next.to_bytes(_SEQUENCE_BYTES, "big")])

@@ -47,7 +47,12 @@ class SimWorker:
     async def start(self, discovery: MemoryDiscovery) -> None:
         await self.engine.start()
         self.address = await self.server.start()
-        instance = WorkerInstance(
+        value = msgspec.json.encode(self.instance())
+        self.lease = await discovery.register(Record(kind=INSTANCE_KIND, id=self.name, value=value))
+
+    def instance(self) -> WorkerInstance:
+        """What it says of itself in discovery."""
+        return WorkerInstance(
             instance_id=self.name,
             address=self.address,
             card=self.card,
@@ -56,8 +61,6 @@ class SimWorker:
             max_num_seqs=self.engine.info.max_num_seqs,
             kv_events=bool(self.engine.kv_logs),
         )
-        value = msgspec.json.encode(instance)
-        self.lease = await discovery.register(Record(kind=INSTANCE_KIND, id=self.name, value=value))
 
     async def stop(self) -> None:
         self.fleet.end()

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import grpc
+import msgspec
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,7 +26,8 @@ from tests.integration.worker_process import (
     worker,
 )
 from tests.waiting import wait_until
-from wire.pool import KSERVE
+from wire.cards import WorkerInstance
+from wire.pool import FLEET, KSERVE
 from wire.tokens import FinishReason
 
 VLLM_START_S = 240.0
@@ -46,6 +48,17 @@ def test_sigterm_lets_a_running_stream_finish(tmp_path: Path) -> None:
         found = asyncio.run(ends(running, [request(0, 150), request(1, 200)], stop))
         assert found == {0: FinishReason.LENGTH, 1: FinishReason.LENGTH}
         assert running.exit_code() == 0
+
+
+@pytest.mark.parametrize(("flags", "kv_events"), [((), True), (("--no-kv-events",), False)])
+def test_its_record_says_what_a_router_may_count_on(
+    tmp_path: Path, flags: tuple[str, ...], kv_events: bool
+) -> None:
+    with worker(tmp_path, *SIM, "--sim-max-num-seqs=7", *flags) as running:
+        (record,) = running.discovered()
+        instance = msgspec.convert(json.loads(record.read_text())["value"], WorkerInstance)
+        assert (instance.max_num_seqs, instance.kv_events) == (7, kv_events)
+        assert is_serving(running, FLEET)
 
 
 def test_after_the_drain_timeout_a_request_gets_its_error(tmp_path: Path) -> None:

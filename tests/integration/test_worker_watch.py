@@ -81,8 +81,10 @@ async def test_an_engine_that_makes_no_step_while_a_request_runs_is_found() -> N
     engine, flights, watch = watched(stall_timeout_s=0.2)
     begin(flights)
     await eventually(lambda: engine.load().steps > 2)
+    assert not watch.stalled
     engine.hang()
     assert "no step for 0.2 s while 1 requests ran" in await found(watch)
+    assert watch.stalled
     await engine.close()
 
 

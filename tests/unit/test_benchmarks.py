@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cpu
+from benchmarks import cpu, router_speed
 from benchmarks.__main__ import parse
 from benchmarks.overload import command as overload
 from benchmarks.overload.generator import Fate, Plan
@@ -29,6 +29,8 @@ def test_without_a_command_the_cpu_is_measured() -> None:
 def test_each_command_has_options_of_its_own() -> None:
     options = parse(["soak", "--minutes", "0.5", "--json"])
     assert (options.run, options.minutes, options.json) == (soak.run, 0.5, True)
+    options = parse(["router-speed", "--blocks", "1000"])
+    assert (options.run, options.blocks) == (router_speed.run, 1000)
     options = parse(["overload", "--queue-limit", "3"])
     assert (options.run, options.queue_limit) == (overload.run, 3)
     with pytest.raises(SystemExit):
@@ -140,3 +142,13 @@ def test_what_is_left_at_the_highest_load_is_told_as_ratios() -> None:
         for load, goodput, ttft in ((0.5, 5.0, 50.0), (1.0, 9.0, 100.0), (4.0, 8.1, 150.0))
     ]
     assert overload.ratios(runs) == {"goodput_over_best": 0.9, "ttft_p99_over_1x": 1.5}
+
+
+def test_the_router_is_measured_on_prompts_that_it_knows_and_does_not() -> None:
+    figures = router_speed.decision(tokens=64, places=4, repeats=3)
+    assert min(figures["known"], figures["unknown"]) > figures["hashing"] > 0
+
+
+def test_every_figure_of_the_routers_index_is_above_zero() -> None:
+    figures = router_speed.index_figures(blocks=2000)
+    assert min(value for name, value in figures.items() if name != "restore_s") > 0

@@ -7,17 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from router.cost import cheapest, costs, drawn
+from router.cost import cheapest, drawn, load_costs
 
 
-def test_the_weight_is_of_the_prompts_to_compute() -> None:
-    found = costs(
-        prefill_blocks=np.array([10.0, 0.0]),
-        uncached_blocks=np.array([5.0, 8.0]),
-        active_blocks=np.array([1.0, 20.0]),
-        overlap_weight=2.0,
+def test_prompts_to_compute_cost_by_their_weight_and_blocks_in_use_as_they_are() -> None:
+    found = load_costs(
+        prefill_tokens=np.array([160, 0]), active_blocks=np.array([1.0, 20.0]), per_token=2 / 16
     )
-    assert found.tolist() == [31, 36]
+    assert found.tolist() == [21, 20]
 
 
 def test_all_of_the_cheapest_are_found() -> None:

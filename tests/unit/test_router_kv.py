@@ -5,6 +5,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.kv import KvRouter
 from router.router import (
@@ -228,6 +230,17 @@ def test_a_cleared_cache_takes_promises_along() -> None:
     assert choose(made, ask(PROMPT)).overlap_blocks == 20
 
 
+def test_what_a_later_request_promised_outlives_an_earlier_one() -> None:
+    made = kv("a")
+    run(made, PROMPT, "1")
+    made.observe(BlocksCleared(A))
+    run(made, PROMPT, "2")
+    made.finished("1", 0.0)
+    assert choose(made, ask(PROMPT)).overlap_blocks == 20
+    made.finished("2", 0.0)
+    assert choose(made, ask(PROMPT)).overlap_blocks == 0
+
+
 def test_without_events_a_place_holds_what_was_sent_there_for_its_time() -> None:
     made = kv("a", "b", block_size=0, use_kv_events=False, ttl_s=10.0)
     first = run(made, PROMPT, "1", now=0.0)
@@ -295,3 +308,41 @@ def test_prompts_shorter_than_a_block_are_routed_by_load() -> None:
     choice = choose(made, ask([1, 2]))
     assert (choice.worker_id, choice.prompt_blocks) == ("b", 0)
     assert serve(made, []).prompt_blocks == 0
+
+
+PROMPTS = st.lists(st.integers(0, 1), max_size=24)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["run", "store", "advance", "finish"]),
+            st.integers(0, 4),
+            PROMPTS,
+        ),
+        max_size=40,
+    ),
+    PROMPTS,
+    st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    st.booleans(),
+)
+def test_what_is_chosen_is_the_best_of_what_is_explained(steps, prompt, weight, events) -> None:
+    made = kv("a", "b", "c", "d", "e", overlap_weight=weight, use_kv_events=events)
+    for kind, number, tokens in steps:
+        worker = "abcde"[number]
+        if kind == "run":
+            request = ask(tokens, str(number), pinned=worker)
+            made.started(request, choose(made, request), 0.0)
+        elif kind == "store":
+            made.observe(BlocksStored(Place(worker), blocks(tokens)))
+        elif kind == "advance":
+            made.advanced(str(number), 3, 0.0)
+        else:
+            made.finished(str(number), 0.0)
+    judged = made.explain(ask(prompt), 0.0)
+    choice = choose(made, ask(prompt))
+    place = Place(choice.worker_id, choice.rank)
+    assert choice.cost == pytest.approx(judged[0].cost)
+    (same,) = (it for it in judged if it.place == place)
+    assert (same.cost, same.overlap_blocks) == pytest.approx((choice.cost, choice.overlap_blocks))
+    assert all(it.cost >= 0 for it in judged)
