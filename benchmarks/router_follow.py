@@ -141,8 +141,10 @@ class _Engine:
 async def _serve(options: argparse.Namespace) -> None:
     """Serve the logs, say where, and make the live events when told to."""
     rng = np.random.default_rng(1)
-    logs = [KvLog() for _ in range(options.workers)]
-    addresses = []
+    # Long enough that no live event is given up for a snapshot.
+    kept = options.live + options.blocks
+    logs = [KvLog(max_events=kept, max_blocks=kept) for _ in range(options.workers)]
+    servers = []
     for log in logs:
         log.store(rng.integers(0, 2**64, options.blocks // options.workers, np.uint64).tolist())
         log.commit(0.0)
@@ -154,8 +156,8 @@ async def _serve(options: argparse.Namespace) -> None:
             host="127.0.0.1",
             port=0,
         )
-        addresses.append(await server.start())
-    print(json.dumps(addresses), flush=True)
+        servers.append(server)
+    print(json.dumps([await server.start() for server in servers]), flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     for start in range(0, options.live, _BATCH):
         for block in rng.integers(0, 2**64, min(_BATCH, options.live - start), np.uint64).tolist():

@@ -178,20 +178,23 @@ def decode_runs(message: KvEventBatch) -> KvRuns:
 def _read_runs(message: KvEventBatch) -> Iterator[KvChange]:
     hashes = unpack_hashes(message.hashes)
     _check_columns(message, hashes)
+    if message.kinds.count(message.kinds[0]) == len(message.kinds):
+        yield _run(message.kinds[0], hashes)
+        return
     kinds = np.frombuffer(message.kinds, np.uint8)
     bounds = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
     ends = np.cumsum(message.counts, dtype=np.int64)
     start = 0
     for first, behind in pairwise(bounds):
         end = int(ends[behind - 1])
-        match kinds[first]:
-            case 0:
-                yield Stored(hashes[start:end])
-            case 1:
-                yield Removed(hashes[start:end])
-            case _:
-                yield Cleared()
+        yield _run(int(kinds[first]), hashes[start:end])
         start = end
+
+
+def _run(kind: int, hashes: Hashes) -> KvChange:
+    if kind == KV_STORED:
+        return Stored(hashes)
+    return Removed(hashes) if kind == KV_REMOVED else Cleared()
 
 
 def _check_columns(message: KvEventBatch, hashes: Hashes) -> None:
