@@ -21,8 +21,8 @@ RULES = "You are the guide of a museum. " + "Room {0} holds the works of painter
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    engine = ("--max-model-len", "384", "--max-num-seqs", "4", "--enforce-eager")
-    engine += ("--num-gpu-blocks-override", str(CACHE_BLOCKS))
+    engine = ["--max-model-len", "384", "--max-num-seqs", "4", "--enforce-eager"]
+    engine += ["--num-gpu-blocks-override", str(CACHE_BLOCKS)]
     with serving(tmp_path_factory.mktemp("pair"), "--workers", "2", engine=engine) as it:
         yield it
 
@@ -37,7 +37,7 @@ class Answer:
     text: str
 
 
-def beginning(room: int) -> list[dict[str, Any]]:
+def beginning(room: int) -> list[Any]:
     """The first turn of a conversation: some 200 tokens that no other one shares."""
     rules = RULES.format(room)
     return [
@@ -46,7 +46,7 @@ def beginning(room: int) -> list[dict[str, Any]]:
     ]
 
 
-def ask(client: openai.OpenAI, messages: list[dict[str, Any]], worker: str | None = None) -> Answer:
+def ask(client: openai.OpenAI, messages: list[Any], worker: str | None = None) -> Answer:
     headers = {"x-penstock-explain-route": "true"}
     if worker is not None:
         headers["x-penstock-worker"] = worker
@@ -68,7 +68,7 @@ def ask(client: openai.OpenAI, messages: list[dict[str, Any]], worker: str | Non
     )
 
 
-def overlaps(pair: Served, messages: list[dict[str, Any]]) -> dict[str, int]:
+def overlaps(pair: Served, messages: list[Any]) -> dict[str, int]:
     """How many blocks of a prompt the router believes in each worker's cache."""
     body = {"model": MODEL, "messages": messages}
     told = httpx2.post(f"{pair.http}/v1/route", json=body, timeout=WAIT_S).json()
@@ -78,12 +78,11 @@ def overlaps(pair: Served, messages: list[dict[str, Any]]) -> dict[str, int]:
 def test_a_second_turn_finds_its_first_in_the_cache_until_it_is_evicted(pair: Served) -> None:
     client = openai.OpenAI(base_url=f"{pair.http}/v1", api_key="none", timeout=WAIT_S)
     here, there = overlaps(pair, beginning(1))
-    places = {1: here, 2: there}
-    for room, worker in places.items():
+    full_blocks = 5
+    for room, worker in ((1, here), (2, there)):
         first = ask(client, beginning(room), worker)
         assert first.worker == worker
         assert first.cached_tokens == 0
-        full_blocks = 5
         wait_until(lambda: overlaps(pair, beginning(room))[worker] >= full_blocks, limit_s=WAIT_S)  # noqa: B023
         messages = [
             *beginning(room),
