@@ -70,6 +70,10 @@ class FrontOptions(RoutingOptions, DiscoveryOptions, FleetOptions, HttpOptions):
         -1, help="largest gRPC message; -1 is no limit", group="Limits", unit="bytes",
         least=-1, most=_MAX_MESSAGE_BYTES,
     )  # fmt: skip
+    shared_memory: bool = option(
+        False, help="let clients of this machine pass tensors in system shared memory; they can "
+        "then read and write what this process's user may (one process only)", group="Security",
+    )  # fmt: skip
     request_timeout_s: float = option(
         0.0, help="limit of a whole request; 0 is none", group="Limits", unit="s",
         least=0, most=DAY_S,
@@ -124,6 +128,11 @@ class FrontOptions(RoutingOptions, DiscoveryOptions, FleetOptions, HttpOptions):
         self.check_discovery()
         if self.no_http and self.no_grpc:
             raise InvalidConfig("--no-http and --no-grpc together leave nothing to serve")
+        if self.shared_memory and self.processes > 1:
+            raise InvalidConfig(
+                "--shared-memory: a region would be known to one of --processes only",
+                param="shared_memory",
+            )
 
     def front_door(self) -> dict[str, Any]:
         """What the front door's own settings share with these."""

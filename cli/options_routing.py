@@ -36,6 +36,10 @@ class RoutingOptions:
     router_prune_ratio: float = option(
         0.8, help="part of them that is kept when there are more", group="Routing", above=0, most=1
     )
+    session_affinity_ttl_s: float = option(
+        600.0, help="how long after its last request a session (sequence_id) still goes to the "
+        "same worker; 0 is off", group="Routing", unit="s", least=0, most=DAY_S,
+    )  # fmt: skip
     busy_decode_blocks: float | None = option(
         None, help="a worker is passed over while more than this part of its KV blocks is in use",
         group="Routing", least=0, most=1,
@@ -64,6 +68,7 @@ class RoutingOptions:
             ttl_s=self.router_ttl_s,
             max_blocks_per_worker=self.router_max_blocks,
             prune_ratio=self.router_prune_ratio,
+            session_ttl_s=self.session_affinity_ttl_s,
             thresholds=BusyThresholds(
                 active_decode_blocks=self.busy_decode_blocks,
                 active_prefill_tokens=self.busy_prefill_tokens,

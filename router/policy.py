@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
+from router.affinity import Affinity
 from router.cost import Floats, load_costs
 from router.load import Load
 from router.place_table import PlaceTable, Rows
@@ -38,6 +39,7 @@ class Policy(ABC):
         self._random = random.Random(settings.seed)
         self._table = PlaceTable(settings.block_size)
         self._load = Load(self._table, settings.block_size)
+        self._affinity = Affinity(settings.session_ttl_s)
 
     @abstractmethod
     def _decide(self, request: RouteRequest, rows: Rows) -> Choice:
@@ -59,9 +61,18 @@ class Policy(ABC):
                 self._load.peer(event)
 
     def choose(self, request: RouteRequest, now: float) -> Choice | None:
-        """Pick a place; None when no worker may take the request; raises Overloaded."""
+        """Pick a place; None when no worker may take the request; raises Overloaded.
+
+        A session's own place wins if it is among those that may take the request.
+        """
         rows = self._eligible(request)
-        return None if rows is None else self._decide(request, rows)
+        if rows is None:
+            return None
+        home = self._home(request, now)
+        if home is not None:
+            at_home = rows[rows == home]
+            rows = at_home if len(at_home) else rows
+        return self._decide(request, rows)
 
     def explain(self, request: RouteRequest, now: float) -> list[Candidate]:
         """Judge every place that may take the request, best first; changes nothing."""
@@ -89,13 +100,16 @@ class Policy(ABC):
             )
             for row, overlap, cost, blocks, prefill, busy in judged
         ]
-        return sorted(candidates, key=lambda it: (it.busy, it.cost))
+        home = self._affinity.place_of(request, now)
+        return sorted(candidates, key=lambda it: (it.busy, it.place != home, it.cost))
 
     def started(self, request: RouteRequest, choice: Choice, now: float) -> None:
-        """Count the request on its place."""
+        """Count the request on its place, where its session is from now on."""
+        place = Place(choice.worker_id, choice.rank)
+        self._affinity.started(request, place, now)
         self._load.started(
             request.request_id,
-            Place(choice.worker_id, choice.rank),
+            place,
             tokens=len(request.token_ids),
             hashes=NO_HASHES if choice.hashes is None else choice.hashes,
             cached_blocks=choice.overlap_blocks,
@@ -126,6 +140,11 @@ class Policy(ABC):
     def _judge(self, request: RouteRequest, rows: Rows) -> tuple[NDArray[np.int64], Floats]:
         """Return overlap in blocks and cost of each row."""
         return np.zeros(len(rows), np.int64), self._costs(rows)
+
+    def _home(self, request: RouteRequest, now: float) -> int | None:
+        """Return the row of the session's place, None when there is none."""
+        place = self._affinity.place_of(request, now)
+        return None if place is None else self._table.row(place)
 
     def _costs(self, rows: Rows) -> Floats:
         return load_costs(

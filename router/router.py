@@ -18,7 +18,8 @@ class Place(NamedTuple):
 class RouteRequest:
     """What a policy may look at. `exclude` holds workers that already failed this request.
 
-    `token_ids` is best an array("i"): policies that hash it read it in place.
+    `token_ids` is best an array("i"): policies that hash it read it in place. Requests of one
+    `session_id` go to one place; `session_ends` says that this is the last of them.
     """
 
     request_id: str
@@ -26,6 +27,7 @@ class RouteRequest:
     lora_name: str | None = None
     cache_salt: str | None = None
     session_id: str | None = None
+    session_ends: bool = False
     pinned: str | None = None
     pinned_rank: int | None = None
     exclude: frozenset[str] = frozenset()

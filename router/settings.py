@@ -17,7 +17,8 @@ class RouterSettings:
     block that is in use, and `temperature` how far from the cheapest place choices stray, 0 not at
     all (router/cost.py). Without `use_kv_events` a place is believed to hold, for `ttl_s` seconds,
     what was sent there. At most `max_blocks_per_worker` blocks are known of each rank of a worker;
-    beyond, the oldest are forgotten down to `prune_ratio` of it. `seed` makes choices repeatable.
+    beyond, the oldest are forgotten down to `prune_ratio` of it. A session stays where it is until
+    it was idle for `session_ttl_s`, 0 for not at all. `seed` makes choices repeatable.
     """
 
     policy: str = "kv"
@@ -28,6 +29,7 @@ class RouterSettings:
     ttl_s: float = 120.0
     max_blocks_per_worker: int = 2**20
     prune_ratio: float = 0.8
+    session_ttl_s: float = 600.0
     thresholds: BusyThresholds = field(default_factory=BusyThresholds)
     seed: int | None = None
 
@@ -39,6 +41,8 @@ class RouterSettings:
             value = getattr(self, name)
             _check(math.isfinite(value) and value >= 0, name, "must be 0 or more")
         _check(math.isfinite(self.ttl_s) and self.ttl_s > 0, "ttl_s", "must be above 0 s")
+        idle = self.session_ttl_s
+        _check(math.isfinite(idle) and idle >= 0, "session_ttl_s", "must be 0 s or more")
         most = self.max_blocks_per_worker
         _check(most >= 1, "max_blocks_per_worker", "must be at least 1 block")
         _check(0 < self.prune_ratio <= 1, "prune_ratio", "must be above 0, at most 1")

@@ -24,6 +24,7 @@ class FrontDoorConfig:
     worker that has requests and makes no progress for `worker_stall_s` is passed over; a model
     without a worker is forgotten after `model_linger_s`. Only workers of `namespace` count. Busy
     thresholds that are set at run time go into `thresholds_file` for the others of a group.
+    `shared_memory` lets clients pass tensors in system shared memory.
     """
 
     routing: RouterSettings = field(default_factory=RouterSettings)
@@ -42,6 +43,7 @@ class FrontDoorConfig:
     thresholds_file: Path | None = None
     worker_stall_s: float = 5.0
     model_linger_s: float = 300.0
+    shared_memory: bool = False
 
     def __post_init__(self) -> None:
         """Raise InvalidConfig naming the field that is wrong."""

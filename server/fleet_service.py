@@ -19,7 +19,7 @@ class FrontFleetService:
         self.service = Service(name=FLEET, unary={"BestWorker": self._best_worker})
 
     async def _best_worker(self, message: Any, info: CallInfo) -> Any:
-        request, _ = decode_request(message.request, info, streaming_rpc=True)
+        request = decode_request(message.request, info, streaming_rpc=True).request
         try:
             return best_worker_response(await self._desk.route(request))
         except ServingError as error:

@@ -17,6 +17,7 @@ from server.fleet_service import FrontFleetService
 from server.kserve import KServeService
 from server.models import ServedModel
 from server.routing import RoutingDesk
+from server.shared_memory import SharedMemory
 from wire.generate import Backend, Routing
 
 
@@ -42,8 +43,9 @@ class FrontDoor:
             self._fleet, config, text_threads=self._text_threads, tracing=tracing, limits=limits
         )
         desk = RoutingDesk(self._fleet, self._text_threads)
+        self._memory = SharedMemory() if config.shared_memory else None
         self.services: list[Service] = [
-            KServeService(self._fleet, self._plane).service,
+            KServeService(self._fleet, self._plane, self._memory).service,
             FrontFleetService(desk).service,
         ]
         self.backend: Backend = self._plane
@@ -85,6 +87,8 @@ class FrontDoor:
             await self._fleet.run()
         finally:
             self._text_threads.shutdown(wait=False, cancel_futures=True)
+            if self._memory is not None:
+                self._memory.close()
 
     def withdraw(self) -> None:
         """Say to all who ask that nothing is ready."""

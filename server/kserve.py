@@ -8,7 +8,9 @@ from runtime.rpc import CallInfo, Service
 from server.data_plane import DataPlane
 from server.fleet import Fleet
 from server.kserve_infer import InferCalls, check_version
+from server.kserve_memory import SharedMemoryCalls
 from server.models import ServedModel
+from server.shared_memory import SharedMemory
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE
 from wire.text_schema import MODEL_VERSION, model_config, model_metadata
@@ -19,10 +21,11 @@ EXTENSIONS = ("model_configuration", "model_repository", "parameters", "schedule
 class KServeService:
     """The unary rpcs that describe the server; inference is in InferCalls."""
 
-    def __init__(self, fleet: Fleet, plane: DataPlane) -> None:
+    def __init__(self, fleet: Fleet, plane: DataPlane, memory: SharedMemory | None = None) -> None:
         self._fleet = fleet
         self._plane = plane
-        calls = InferCalls(plane)
+        self._memory = SharedMemoryCalls(memory)
+        calls = InferCalls(plane, memory)
         self.service = Service(
             name=KSERVE,
             unary={
@@ -34,6 +37,7 @@ class KServeService:
                 "ModelConfig": self._model_config,
                 "RepositoryIndex": self._repository_index,
                 "ModelInfer": calls.infer,
+                **self._memory.unary,
             },
             streams={"ModelStreamInfer": calls.stream},
         )
@@ -46,7 +50,9 @@ class KServeService:
 
     async def _server_metadata(self, message: Any, info: CallInfo) -> Any:
         return pb.ServerMetadataResponse(
-            name="penstock", version=version("penstock"), extensions=EXTENSIONS
+            name="penstock",
+            version=version("penstock"),
+            extensions=(*EXTENSIONS, *self._memory.extensions),
         )
 
     async def _model_ready(self, message: Any, info: CallInfo) -> Any:

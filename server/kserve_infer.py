@@ -3,13 +3,17 @@
 import asyncio
 import functools
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
 
 from runtime.errors import ModelNotFound, ServingError, shown_error
 from runtime.request_record import record_refusal
 from runtime.rpc import Call, CallInfo
 from server.data_plane import DataPlane
 from server.generation import Generation
+from server.shared_memory import Placement, SharedMemory
 from wire.generate import GenerateRequest
 from wire.text_request import OutputSelection, decode_text_request
 from wire.text_response import encode_text_response, stream_error, stream_response
@@ -27,13 +31,32 @@ def check_version(name: str, asked: str) -> None:
         raise ModelNotFound(f"model {name!r} has no version {asked!r}", param="model_version")
 
 
+class Asked(NamedTuple):
+    """A decoded request, what its responses hold, and which outputs go into shared memory."""
+
+    request: GenerateRequest
+    selection: OutputSelection
+    places: Mapping[str, Placement]
+
+
 def decode_request(
-    message: Any, info: CallInfo, *, streaming_rpc: bool
-) -> tuple[GenerateRequest, OutputSelection]:
-    """Decode a request; raises ModelNotFound for a version there is not, or InvalidRequest."""
+    message: Any, info: CallInfo, *, streaming_rpc: bool, memory: SharedMemory | None = None
+) -> Asked:
+    """Decode a request; `memory` None refuses tensors in shared memory.
+
+    Raises ModelNotFound for a version there is not, or InvalidRequest.
+    """
     try:
         check_version(message.model_name, message.model_version)
-        return decode_text_request(message, info, streaming_rpc=streaming_rpc)
+        places: Mapping[str, Placement] = {}
+        if memory is not None:
+            memory.take_inputs(info.principal, message)
+            places = memory.take_outputs(info.principal, message)
+        request, selection = decode_text_request(message, info, streaming_rpc=streaming_rpc)
+        if places:
+            # What lies in shared memory is raw.
+            selection = msgspec.structs.replace(selection, typed=False)
+        return Asked(request, selection, places)
     except ServingError as error:
         record_refusal(
             request_id=message.id,
@@ -53,24 +76,33 @@ def in_kserve_terms(error: ServingError) -> ServingError:
     return type(error)(f"{name}: {error.message}", param=name)
 
 
+def put_outputs(memory: SharedMemory | None, asked: Asked, response: Any) -> None:
+    """Move outputs to where the request wants them; raises InvalidRequest when one has no room."""
+    if memory is not None and asked.places:
+        memory.put_outputs(asked.request.principal, asked.places, response)
+
+
 class InferCalls:
     """The handlers of the two inference rpcs."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, memory: SharedMemory | None = None) -> None:
         self._plane = plane
+        self._memory = memory
 
     async def infer(self, message: Any, info: CallInfo) -> Any:
         """ModelInfer: the whole answer in one response."""
-        request, selection = decode_request(message, info, streaming_rpc=False)
+        asked = decode_request(message, info, streaming_rpc=False, memory=self._memory)
         ready = asyncio.Event()
         try:
-            generation = self._plane.begin(request)
+            generation = self._plane.begin(asked.request)
         except ServingError as error:
             raise in_kserve_terms(error) from None
         generation.on_ready = ready.set
         try:
             await ready.wait()
-            return encode_text_response(request, selection, generation.whole())
+            response = encode_text_response(asked.request, asked.selection, generation.whole())
+            put_outputs(self._memory, asked, response)
+            return response
         except ServingError as error:
             raise in_kserve_terms(error) from None
         finally:
@@ -78,7 +110,7 @@ class InferCalls:
 
     def stream(self, call: Call) -> "InferStream":
         """ModelStreamInfer: concurrent requests, each answered by one or more responses."""
-        return InferStream(call, self._plane)
+        return InferStream(call, self._plane, self._memory)
 
 
 class InferStream:
@@ -88,10 +120,11 @@ class InferStream:
     and their deltas merge. Errors are in-band, with the request's id, and the stream lives on.
     """
 
-    def __init__(self, call: Call, plane: DataPlane) -> None:
+    def __init__(self, call: Call, plane: DataPlane, memory: SharedMemory | None = None) -> None:
         self._call = call
         self._plane = plane
-        self._running: dict[Generation, OutputSelection] = {}
+        self._memory = memory
+        self._running: dict[Generation, Asked] = {}
         self._held: dict[Generation, None] = {}
         self._half_closed = False
         self._status_errors = call.info.metadata.get(ERROR_STATUS_HEADER) == "true"
@@ -99,13 +132,15 @@ class InferStream:
     def on_message(self, message: Any) -> None:
         """Begin one request."""
         try:
-            request, selection = decode_request(message, self._call.info, streaming_rpc=True)
-            generation = self._plane.begin(request)
+            asked = decode_request(
+                message, self._call.info, streaming_rpc=True, memory=self._memory
+            )
+            generation = self._plane.begin(asked.request)
         except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
             self._send_error(message.id, error)
             return
         generation.on_ready = functools.partial(self._ready, generation)
-        self._running[generation] = selection
+        self._running[generation] = asked
 
     def on_half_close(self) -> None:
         """Finish once everything is answered."""
@@ -133,13 +168,15 @@ class InferStream:
             self._held[generation] = None
 
     def _flush(self, generation: Generation) -> None:
-        selection = self._running.get(generation)
-        if selection is None:
+        asked = self._running.get(generation)
+        if asked is None:
             return
         request = generation.request
         try:
             while (delta := generation.take()) is not None:
-                self._call.send(stream_response(request, selection, delta))
+                response = stream_response(request, asked.selection, delta)
+                put_outputs(self._memory, asked, response.infer_response)
+                self._call.send(response)
                 if delta.final:
                     self._end(generation)
                     return

@@ -28,11 +28,19 @@ def route_request(
         token_ids=prompt.token_ids,
         lora_name=request.lora_name,
         cache_salt=request.cache_salt,
-        session_id=request.session_id,
+        session_id=_session_of(request),
+        session_ends=request.session_ends,
         pinned=request.pinned_worker,
         pinned_rank=request.data_parallel_rank,
         exclude=exclude,
     )
+
+
+def _session_of(request: GenerateRequest) -> str | None:
+    """The session's name among those of all clients: each API key has its own."""
+    if request.session_id is None or request.principal is None:
+        return request.session_id
+    return f"{request.principal}\0{request.session_id}"
 
 
 def choose(model: ServedModel, route: RouteRequest, policy: str) -> Choice:

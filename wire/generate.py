@@ -18,6 +18,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     limit for the whole request, in seconds; `deadline_s` is that limit or the rpc's as
     `time.monotonic` seconds. `stream` false says that nobody looks at it before its end.
     `endpoint` names the rpc or path it came by; `traceparent` is the W3C header that came with it.
+    Requests of one `session_id` go to one worker, until one with `session_ends`.
     `principal` is the name of the API key it came with, for limits and logs. Only `pinned_worker`
     may take it, on `data_parallel_rank` if that is set; with `explain_route` the first delta says
     where it went.
@@ -38,6 +39,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str | None = None
     session_id: str | None = None
+    session_ends: bool = False
     timeout_s: float | None = None
     deadline_s: float | None = None
     endpoint: str = ""

@@ -49,6 +49,7 @@ class RequestParameters(NamedTuple):
     priority: int
     cache_salt: str | None
     session_id: str | None
+    session_ends: bool
     timeout_s: float | None
 
 
@@ -71,6 +72,7 @@ def read_parameters(parameters: Mapping[str, InferParameter]) -> RequestParamete
         priority=int(priority),
         cache_salt=_text(values, "cache_salt"),
         session_id=_text(values, "sequence_id"),
+        session_ends=bool(values.get("sequence_end")),
         timeout_s=timeout_us / 1e6 or None,
     )
 
@@ -82,6 +84,7 @@ def write_parameters(
     priority: int = 0,
     cache_salt: str | None = None,
     session_id: str | None = None,
+    session_ends: bool = False,
     timeout_s: float | None = None,
 ) -> None:
     """Set those that differ from their defaults.
@@ -95,6 +98,7 @@ def write_parameters(
         ("priority", priority),
         ("cache_salt", cache_salt),
         ("sequence_id", session_id),
+        ("sequence_end", session_ends),
         ("timeout", max(1, round(timeout_s * 1e6)) if timeout_s is not None else None),
     ):
         if value:

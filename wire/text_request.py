@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from runtime.errors import InvalidRequest, Unsupported
+from runtime.errors import InvalidRequest, Unsupported, UnsupportedValue
 from runtime.rpc import CallInfo
 from wire.generate import GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
@@ -95,6 +95,7 @@ def decode_text_request(
         priority=parameters.priority,
         cache_salt=parameters.cache_salt,
         session_id=parameters.session_id,
+        session_ends=parameters.session_ends,
         timeout_s=parameters.timeout_s,
         deadline_s=info.deadline_s,
         endpoint=info.method,
@@ -147,6 +148,7 @@ def encode_text_request(request: GenerateRequest, selection: OutputSelection) ->
         priority=request.priority,
         cache_salt=request.cache_salt,
         session_id=request.session_id,
+        session_ends=request.session_ends,
         timeout_s=request.timeout_s,
     )
     _write_routing(message, request)
@@ -255,13 +257,21 @@ def _flags_for(outputs: Sequence[str]) -> list[str]:
     return [flag_of[name] for name in outputs if name in flag_of]
 
 
+def _requested(output: ModelInferRequest.InferRequestedOutputTensor) -> str:
+    name = output.name
+    if name not in OUTPUTS:
+        raise InvalidRequest(f"unknown output {name!r}", param=name)
+    if plain_parameter(output.parameters, "classification"):
+        raise UnsupportedValue(f"output {name!r}: classification is not offered", param=name)
+    if "shared_memory_region" in output.parameters:
+        raise Unsupported(f"output {name!r}: shared memory is not offered", param=name)
+    return name
+
+
 def _outputs(message: ModelInferRequest, flags: Mapping[str, bool]) -> tuple[str, ...]:
     switched_on = {output for flag, output in OUTPUT_FLAGS.items() if flags.get(flag)}
     switched_on.add("text_output")
-    requested = [output.name for output in message.outputs]
-    for name in requested:
-        if name not in OUTPUTS:
-            raise InvalidRequest(f"unknown output {name!r}", param=name)
+    requested = [_requested(output) for output in message.outputs]
     if requested:
         switched_on &= set(requested)
     return tuple(name for name in OUTPUTS if name in switched_on)
