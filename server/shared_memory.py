@@ -163,6 +163,7 @@ class SharedMemory:
         for header, is_shared in zip(message.inputs, shared, strict=True):
             if not is_shared:
                 raws.append(next(others))
+                header.ClearField("contents")
                 continue
             if header.HasField("contents"):
                 raise _bad(header.name, "typed contents beside shared memory")
