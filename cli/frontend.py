@@ -241,7 +241,7 @@ class FrontendProcess:
             self._status.stop()
 
     async def _start_grpc(self) -> None:
-        from runtime.grpc_server import GrpcOptions, GrpcServer
+        from runtime.grpc_server import GrpcServer
         from wire.pool import POOL, rpc_types
 
         self._grpc = GrpcServer(
@@ -250,7 +250,7 @@ class FrontendProcess:
             pool=POOL,
             host=self._config.host,
             port=self._config.grpc_port,
-            options=GrpcOptions(
+            options=self._config.grpc_options(
                 max_message_bytes=self._config.max_message_bytes,
                 share_port=self._config.share_port,
             ),

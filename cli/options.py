@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cli.options_grpc import GrpcServerOptions
 from cli.options_routing import RoutingOptions
 from runtime.config import option
 from runtime.errors import InvalidConfig
@@ -57,7 +58,7 @@ class HttpOptions(ProcessOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontOptions(RoutingOptions, DiscoveryOptions, FleetOptions, HttpOptions):
+class FrontOptions(GrpcServerOptions, RoutingOptions, DiscoveryOptions, FleetOptions, HttpOptions):
     """What every front door has."""
 
     grpc_port: int = option(

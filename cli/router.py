@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from cli.credentials import worker_connector
+from cli.options_grpc import GrpcServerOptions
 from cli.options_routing import RoutingOptions
 from cli.options_workers import WorkerTlsOptions
 from runtime.config import option, parse_config
@@ -39,7 +40,12 @@ _CLOSE_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig(
-    WorkerTlsOptions, RoutingOptions, DiscoveryOptions, FleetOptions, ProcessOptions
+    WorkerTlsOptions,
+    GrpcServerOptions,
+    RoutingOptions,
+    DiscoveryOptions,
+    FleetOptions,
+    ProcessOptions,
 ):
     """One router of the workers of one model."""
 
@@ -209,6 +215,7 @@ class RouterProcess:
             pool=POOL,
             host=self._config.host,
             port=self._config.grpc_port,
+            options=self._config.grpc_options(),
             tls=self._tls,
             access=self._config.open_fleet_token(),
         )

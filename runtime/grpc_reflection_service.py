@@ -1,4 +1,4 @@
-"""grpc.reflection.v1alpha as a Service, over the descriptor pool that the services come from.
+"""grpc.reflection, v1 and v1alpha, as Services over the pool that the services come from.
 
 Ours and not grpc_reflection's servicer, so that it counts, drains and maps errors like any other.
 """
@@ -15,7 +15,7 @@ from runtime.errors import Code
 from runtime.rpc import Call, Service
 
 REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
-FILE = reflection_pb2.DESCRIPTOR
+SERVICES = ("grpc.reflection.v1.ServerReflection", REFLECTION_SERVICE)
 RPC_TYPES: dict[str, tuple[type, type]] = {
     "ServerReflectionInfo": (
         reflection_pb2.ServerReflectionRequest,
@@ -24,13 +24,45 @@ RPC_TYPES: dict[str, tuple[type, type]] = {
 }
 
 
-def reflection_service(names: Sequence[str], pool: DescriptorPool) -> Service:
-    """Return the reflection service that lists `names` and answers look-ups from `pool`."""
+def reflection_services(names: Sequence[str], pool: DescriptorPool) -> list[Service]:
+    """Return the services, which list `names` and answer look-ups from `pool`.
+
+    Both versions have the same messages on the wire.
+    """
     answers = _Answers(sorted(names), pool)
-    return Service(
-        name=REFLECTION_SERVICE,
-        streams={"ServerReflectionInfo": lambda call: _Session(call, answers)},
-    )
+    return [
+        Service(name=name, streams={"ServerReflectionInfo": lambda call: _Session(call, answers)})
+        for name in SERVICES
+    ]
+
+
+def add_own_files(pool: DescriptorPool) -> None:
+    """Put the .proto files of both versions into `pool`, once.
+
+    v1 is not in grpcio-reflection 1.81; its file is that of v1alpha under another package
+    (github.com/grpc/grpc-proto, grpc/reflection/v1/reflection.proto).
+    """
+    old = reflection_pb2.DESCRIPTOR
+    add_file(pool, old)
+    name = "grpc/reflection/v1/reflection.proto"
+    try:
+        pool.FindFileByName(name)
+    except KeyError:
+        file = FileDescriptorProto.FromString(old.serialized_pb)
+        file.name = name
+        file.package = "grpc.reflection.v1"
+        for message in file.message_type:
+            for field in message.field:
+                if field.type_name:
+                    field.type_name = _as_v1(field.type_name)
+        for method in file.service[0].method:
+            method.input_type = _as_v1(method.input_type)
+            method.output_type = _as_v1(method.output_type)
+        pool.AddSerializedFile(file.SerializeToString())
+
+
+def _as_v1(type_name: str) -> str:
+    return type_name.replace(".grpc.reflection.v1alpha.", ".grpc.reflection.v1.")
 
 
 def add_file(pool: DescriptorPool, file: FileDescriptor) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -11,46 +10,13 @@ from runtime import grpc_health_service, grpc_reflection_service
 from runtime.access import Access
 from runtime.errors import InvalidConfig
 from runtime.grpc_dispatch import Dispatch
+from runtime.grpc_options import GrpcOptions
 from runtime.grpc_tls import server_credentials
 from runtime.rpc import Service
 from runtime.tls import ServerIdentity
 
 RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 _STOP_GRACE_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcOptions:
-    """Limits of a server. Sizes in bytes; -1 is no limit (Triton's own default for messages)."""
-
-    max_message_bytes: int = -1
-    max_metadata_bytes: int = 16 * 1024
-    max_concurrent_streams: int | None = None
-    handshake_timeout_s: float = 10.0
-    share_port: bool = False
-
-    def channel_args(self) -> list[tuple[str, int]]:
-        """Return the C-core arguments.
-
-        A client's keepalive pings never count as abuse: a request that waits in a queue is a
-        silent stream, and by default the server would end it after 30 s of pings.
-        """
-        args = [
-            ("grpc.max_receive_message_length", self.max_message_bytes),
-            ("grpc.max_send_message_length", self.max_message_bytes),
-            # One limit, not two: between soft and hard limit C-core refuses at random.
-            ("grpc.max_metadata_size", self.max_metadata_bytes),
-            ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # 120 s by default, and each holds a connection.
-            ("grpc.server_handshake_timeout_ms", int(self.handshake_timeout_s * 1000)),
-            ("grpc.so_reuseport", int(self.share_port)),
-        ]
-        if self.max_concurrent_streams is not None:
-            args.append(("grpc.max_concurrent_streams", self.max_concurrent_streams))
-        return args
 
 
 class GrpcServer:
@@ -83,14 +49,14 @@ class GrpcServer:
         )
         names = [service.name for service in services]
         self._health = grpc_health_service.Health(["", *names])
-        names += [grpc_health_service.HEALTH_SERVICE, grpc_reflection_service.REFLECTION_SERVICE]
+        names += [grpc_health_service.HEALTH_SERVICE, *grpc_reflection_service.SERVICES]
         grpc_reflection_service.add_file(pool, grpc_health_service.FILE)
-        grpc_reflection_service.add_file(pool, grpc_reflection_service.FILE)
-        reflection = grpc_reflection_service.reflection_service(names, pool)
+        grpc_reflection_service.add_own_files(pool)
         make = self._dispatch.generic_handler
         self._handlers = [make(service, rpc_types(service.name)) for service in services]
         self._handlers.append(make(self._health.service, grpc_health_service.RPC_TYPES))
-        self._handlers.append(make(reflection, grpc_reflection_service.RPC_TYPES))
+        for reflection in grpc_reflection_service.reflection_services(names, pool):
+            self._handlers.append(make(reflection, grpc_reflection_service.RPC_TYPES))
         self._server: grpc.aio.Server | None = None
 
     @property

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 from runtime.errors import InvalidRequest, ModelNotFound, Overloaded, ServingError
 from runtime.grpc_client import RpcChannel
-from runtime.grpc_server import GrpcOptions, GrpcServer
+from runtime.grpc_options import GrpcOptions
+from runtime.grpc_server import GrpcServer
 from runtime.rpc import Call, CallInfo, Service
 from runtime.tls import ServerIdentity
 from wire.inference_pb2 import (

@@ -4,11 +4,14 @@ import asyncio
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from runtime.errors import Draining, WorkerLost
 from runtime.grpc_client import RpcChannel
@@ -77,21 +80,29 @@ async def test_health_watchers_see_each_change_and_the_end_at_stop():
         assert [m.status async for m in first] == [2]
 
 
-async def test_reflection_lists_and_describes_every_service():
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_and_describes_every_service(version: str):
     async with running() as (_, _, channel), grpc.aio.insecure_channel(channel.address) as raw:
-        stub = reflection_pb2_grpc.ServerReflectionStub(raw)
         request = reflection_pb2.ServerReflectionRequest
-        call = stub.ServerReflectionInfo()
+        call: Any = raw.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=request.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )()
         await call.write(request(list_services=""))
         names = [s.name for s in (await call.read()).list_services_response.service]
         assert names == [
             "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
             "grpc.reflection.v1alpha.ServerReflection",
             NAME,
         ]
         for name in names:
             await call.write(request(file_containing_symbol=name))
-            assert (await call.read()).file_descriptor_response.file_descriptor_proto
+            files = (await call.read()).file_descriptor_response.file_descriptor_proto
+            described = FileDescriptorProto.FromString(files[0])
+            assert name in [f"{described.package}.{it.name}" for it in described.service]
+            DescriptorPool().AddSerializedFile(files[0])
         await call.write(request(file_by_filename="inference.proto"))
         assert (await call.read()).file_descriptor_response.file_descriptor_proto
         await call.write(request(file_by_filename="nowhere.proto"))
