@@ -5,6 +5,7 @@ Inputs and outputs are those of Triton's vLLM backend; aliases are Triton's and 
 
 import msgspec
 
+from wire.guided_decoding import GUIDE_INPUTS
 from wire.sampling_inputs import BOOL, FLOAT, INT, INTS, JSON, JSON_INPUT, SAMPLING_TENSORS, TEXT
 from wire.sampling_inputs import Kind as Kind
 
@@ -17,16 +18,16 @@ PROMPTS = {
 }
 """Input name to what it is; exactly one of them stands in a request."""
 
-OUTPUT_FLAGS = {
-    "return_finish_reason": "finish_reason",
-    "return_output_ids": "output_ids",
-    "return_logprobs": "logprobs",
-    "return_log_probs": "logprobs",
-    "return_cumulative_logprob": "cumulative_logprob",
-    "return_num_input_tokens": "num_input_tokens",
-    "return_num_output_tokens": "num_output_tokens",
+OUTPUT_FLAGS: dict[str, tuple[str, ...]] = {
+    "return_finish_reason": ("finish_reason",),
+    "return_output_ids": ("output_ids",),
+    "return_logprobs": ("logprobs",),
+    "return_cumulative_logprob": ("cumulative_logprob",),
+    "return_log_probs": ("cum_log_probs", "output_log_probs"),
+    "return_num_input_tokens": ("num_input_tokens",),
+    "return_num_output_tokens": ("num_output_tokens",),
 }
-"""Input name to the output it switches on."""
+"""Input name to the outputs it switches on."""
 
 OUTPUTS = {
     "text_output": "BYTES",
@@ -34,10 +35,15 @@ OUTPUTS = {
     "output_ids": "INT32",
     "logprobs": "BYTES",
     "cumulative_logprob": "FP32",
+    "cum_log_probs": "FP32",
+    "output_log_probs": "FP32",
     "num_input_tokens": "UINT32",
     "num_output_tokens": "UINT32",
 }
 """Output name to datatype, in the order they are sent."""
+
+NEEDS_LOGPROBS = frozenset({"cumulative_logprob", "cum_log_probs", "output_log_probs"})
+"""Outputs that switch the engine's log probabilities on by themselves."""
 
 STREAM = "stream"
 EXCLUDE = "exclude_input_in_output"
@@ -52,6 +58,7 @@ FLAGS = {
 NEUTRAL = {
     "embedding_request": (BOOL, False),
     "beam_width": (INT, 1),
+    "sampling_param_best_of": (INT, 1),
     "length_penalty": (FLOAT, 1.0),
     "return_context_logits": (BOOL, False),
     "return_generation_logits": (BOOL, False),
@@ -59,8 +66,11 @@ NEUTRAL = {
 }
 """Inputs that clients send for features not offered here: only this value is accepted."""
 
-IGNORED = {"pad_id": INT}
-"""Inputs without a meaning here: a prompt is never padded."""
+IGNORED = {"pad_id": INT, "return_stop_reason": BOOL, "return_usage": BOOL}
+"""Inputs without a meaning here.
+
+A prompt is never padded, and what the others ask for always comes, as response parameters.
+"""
 
 INPUT_LENGTHS = "input_lengths"
 IMAGE = "image"
@@ -71,6 +81,7 @@ TEXT_INPUTS: dict[str, Kind] = (
     | dict.fromkeys(FLAGS, BOOL)
     | SAMPLING_TENSORS
     | {name: kind for name, (kind, _) in NEUTRAL.items()}
+    | GUIDE_INPUTS
     | IGNORED
 )
 """Every accepted input tensor."""

@@ -12,6 +12,7 @@ import msgspec
 from runtime.errors import InvalidRequest, Unsupported, UnsupportedValue
 from runtime.rpc import CallInfo
 from wire.generate import GenerateRequest
+from wire.guided_decoding import with_guide
 from wire.inference_pb2 import ModelInferRequest
 from wire.nesting import check_nesting
 from wire.parameters import (
@@ -40,6 +41,7 @@ from wire.text_inputs import (
     FLAGS,
     IMAGE,
     INPUT_LENGTHS,
+    NEEDS_LOGPROBS,
     NEUTRAL,
     OUTPUT_FLAGS,
     OUTPUTS,
@@ -77,11 +79,12 @@ def decode_text_request(
     parameters = read_parameters(message.parameters)
     prompt = _prompt_tensor(tensors)
     sampling, lora_name = read_sampling(tensors, parameters.values)
+    sampling = with_guide(sampling, tensors)
     flags = _flags(tensors, parameters.values)
     stream = flags.get(STREAM, False)
     _check_stream(flags, stream=stream, streaming_rpc=streaming_rpc)
     outputs = _outputs(message, flags)
-    if "cumulative_logprob" in outputs and sampling.logprobs is None:
+    if sampling.logprobs is None and not NEEDS_LOGPROBS.isdisjoint(outputs):
         sampling = msgspec.structs.replace(sampling, logprobs=0)
     prompt_fields = _prompt_fields(prompt, tensors)
     echo = not stream and not flags.get(EXCLUDE, False) and "messages" not in prompt_fields
@@ -253,8 +256,7 @@ def _check_stream(flags: Mapping[str, bool], *, stream: bool, streaming_rpc: boo
 
 
 def _flags_for(outputs: Sequence[str]) -> list[str]:
-    flag_of = {output: flag for flag, output in reversed(OUTPUT_FLAGS.items())}
-    return [flag_of[name] for name in outputs if name in flag_of]
+    return [flag for flag, switched in OUTPUT_FLAGS.items() if not {*switched}.isdisjoint(outputs)]
 
 
 def _requested(output: ModelInferRequest.InferRequestedOutputTensor) -> str:
@@ -269,8 +271,10 @@ def _requested(output: ModelInferRequest.InferRequestedOutputTensor) -> str:
 
 
 def _outputs(message: ModelInferRequest, flags: Mapping[str, bool]) -> tuple[str, ...]:
-    switched_on = {output for flag, output in OUTPUT_FLAGS.items() if flags.get(flag)}
-    switched_on.add("text_output")
+    switched_on = {"text_output"}
+    for flag, names in OUTPUT_FLAGS.items():
+        if flags.get(flag):
+            switched_on |= {*names}
     requested = [_requested(output) for output in message.outputs]
     if requested:
         switched_on &= set(requested)

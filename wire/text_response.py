@@ -1,10 +1,11 @@
 """The text contract's responses: a GenerateDelta to a ModelInferResponse, and back.
 
 Shapes, with n choices (and [1, ...] in front for clients that sent [1, 1]): text_output,
-finish_reason, logprobs, cumulative_logprob and num_output_tokens [n], num_input_tokens [1].
-output_ids is [k] for one choice and [n, k] for more, k being the longest and -1 the padding.
-A choice with nothing new has "", "None", null, nan and 0. Forms and meanings are those of
-Triton's vLLM backend; the counts are of this response.
+finish_reason, logprobs, cumulative_logprob, cum_log_probs and num_output_tokens [n],
+num_input_tokens [1]. output_ids is [k] for one choice and [n, k] for more, k being the longest and
+-1 the padding; output_log_probs is [n, k], padded with nan. A choice with nothing new has "",
+"None", null, nan and 0. Forms and meanings are those of Triton's vLLM backend, and of
+TensorRT-LLM's for its own names; the counts are of this response.
 """
 
 import math
@@ -184,6 +185,13 @@ def _cumulative(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values
     return (len(choices),), [math.nan if it is None else finite(it) for it in values]
 
 
+def _token_logprobs(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
+    rows = [[finite(it.logprob) for it in choice.logprobs or ()] for choice in choices]
+    longest = max(map(len, rows))
+    padded = [value for row in rows for value in (*row, *[math.nan] * (longest - len(row)))]
+    return (len(rows), longest), padded
+
+
 def _num_input(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
     return (1,), [delta.prompt_tokens]
 
@@ -198,6 +206,8 @@ _WRITERS: dict[str, Callable[[Sequence[ChoiceDelta], GenerateDelta], _Values]] =
     "output_ids": _output_ids,
     "logprobs": _logprobs,
     "cumulative_logprob": _cumulative,
+    "cum_log_probs": _cumulative,
+    "output_log_probs": _token_logprobs,
     "num_input_tokens": _num_input,
     "num_output_tokens": _num_output,
 }

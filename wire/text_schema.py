@@ -21,7 +21,7 @@ _TOKEN_OUTPUTS = {
     "prompt_logprobs": "BYTES",
 }
 _TOKEN_OUTPUT_DIMS = {"output_ids": (1, -1)}
-_TEXT_OUTPUT_DIMS = {"num_input_tokens": (1,)}
+_TEXT_OUTPUT_DIMS = {"num_input_tokens": (1,), "output_log_probs": (-1, -1)}
 _Dims = Mapping[str, tuple[int, ...]]
 
 

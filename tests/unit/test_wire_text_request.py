@@ -15,7 +15,7 @@ from wire.generate import GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
 from wire.sampling import Sampling
 from wire.tensors import add_input
-from wire.text_inputs import OUTPUT_FLAGS, OUTPUTS, TEXT_INPUTS
+from wire.text_inputs import NEEDS_LOGPROBS, OUTPUT_FLAGS, OUTPUTS, TEXT_INPUTS
 from wire.text_request import OutputSelection, encode_text_request
 
 JSON_OBJECT = st.dictionaries(WORD, st.none() | st.integers(0, 9) | WORD, max_size=3)
@@ -42,12 +42,13 @@ REST = st.fixed_dictionaries(
         "priority": st.integers(0, 2**63 - 1),
         "cache_salt": st.none() | WORD,
         "session_id": st.none() | WORD,
+        "session_ends": st.booleans(),
         "timeout_s": st.none() | st.integers(1, 10**12).map(lambda us: us / 1e6),
     }
 )
 SELECTION = st.builds(
     OutputSelection,
-    outputs=st.sets(st.sampled_from(sorted(set(OUTPUTS) - {"cumulative_logprob"}))).map(
+    outputs=st.sets(st.sampled_from(sorted(set(OUTPUTS) - NEEDS_LOGPROBS))).map(
         lambda names: tuple(name for name in OUTPUTS if name in names)
     ),
     typed=st.booleans(),
@@ -254,8 +255,7 @@ def test_the_prompt_comes_first_unless_streamed_excluded_or_a_chat(
 
 @pytest.mark.parametrize("flag", OUTPUT_FLAGS)
 def test_each_flag_switches_its_output_on(flag: str) -> None:
-    output = OUTPUT_FLAGS[flag]
-    assert set(outputs_of(ask(**{flag: True}))) == {"text_output", output}
+    assert set(outputs_of(ask(**{flag: True}))) == {"text_output", *OUTPUT_FLAGS[flag]}
     assert outputs_of(ask(**{flag: False})) == ("text_output",)
 
 
@@ -270,6 +270,8 @@ def test_a_known_output_that_is_off_is_left_out_silently() -> None:
 def test_asking_for_log_probabilities_as_an_output_does_not_switch_them_on() -> None:
     assert sampling_of(ask(outputs=("logprobs",), return_logprobs=True)).logprobs is None
     assert sampling_of(ask(outputs=("cumulative_logprob",))).logprobs is None
+    assert sampling_of(ask(outputs=("output_log_probs", "cum_log_probs"))).logprobs is None
+    assert sampling_of(ask(return_log_probs=True)).logprobs == 0
     assert sampling_of(ask(return_cumulative_logprob=True)).logprobs == 0
 
 
@@ -293,6 +295,7 @@ def test_images_are_not_taken() -> None:
     [
         ("beam_width", 1, 4),
         ("length_penalty", 1.0, 0.5),
+        ("sampling_param_best_of", 1, 2),
         ("embedding_request", False, True),
         ("return_context_logits", False, True),
     ],
@@ -302,6 +305,57 @@ def test_features_not_offered_are_taken_only_when_off(name: str, neutral: Any, o
     with pytest.raises(Unsupported) as caught:
         decode(ask(**{name: other}))
     assert caught.value.param == name
+
+
+def test_outputs_in_other_forms_are_refused_by_name() -> None:
+    message = ask(outputs=("text_output",))
+    message.outputs[0].parameters["classification"].int64_param = 3
+    assert refusal(message).param == "text_output"
+    message = ask(outputs=("text_output",))
+    message.outputs[0].parameters["shared_memory_region"].string_param = "r"
+    with pytest.raises(Unsupported, match="'text_output'"):
+        decode(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "guide", "structure"),
+    [
+        ("json", None, {"json_object": True}),
+        ("json", "ignored", {"json_object": True}),
+        ("json_schema", '{"type": "object"}', {"json": '{"type": "object"}'}),
+        ("regex", "[ab]+", {"regex": "[ab]+"}),
+        ("ebnf_grammar", 'root ::= "a"', {"grammar": 'root ::= "a"'}),
+        ("structural_tag", "{}", {"structural_tag": "{}"}),
+    ],
+)
+def test_a_guide_of_tensorrt_llm_is_a_structured_output(
+    kind: str, guide: str | None, structure: Any
+) -> None:
+    inputs = {"guided_decoding_guide_type": kind}
+    if guide is not None:
+        inputs["guided_decoding_guide"] = guide
+    assert sampling_of(ask(**inputs, batched=True)).structured_outputs == structure
+
+
+@pytest.mark.parametrize(
+    ("inputs", "param"),
+    [
+        ({"guided_decoding_guide": "x"}, "guided_decoding_guide_type"),
+        ({"guided_decoding_guide_type": "regex"}, "guided_decoding_guide"),
+        ({"guided_decoding_guide_type": "yaml"}, "guided_decoding_guide_type"),
+        (
+            {"guided_decoding_guide_type": "json", "structured_outputs": '{"regex": "a"}'},
+            "guided_decoding_guide_type",
+        ),
+    ],
+)
+def test_a_wrong_guide_is_refused_by_name(inputs: dict[str, str], param: str) -> None:
+    assert refusal(ask(**inputs)).param == param
+
+
+def test_inputs_whose_answer_always_comes_are_taken_and_change_nothing() -> None:
+    plain = decode(ask())
+    assert decode(ask(return_stop_reason=True, return_usage=False)) == plain
 
 
 def test_typed_contents_are_remembered() -> None:

@@ -75,6 +75,8 @@ def test_a_delta_has_every_output_that_is_switched_on() -> None:
     assert values(read, "finish_reason") == ((1,), [b"None"])
     assert values(read, "output_ids") == ((2,), [5, 6])
     assert values(read, "cumulative_logprob") == ((1,), [-0.75])
+    assert values(read, "cum_log_probs") == ((1,), [-0.75])
+    assert values(read, "output_log_probs") == ((1, 2), [-0.5, -9999.0])
     assert values(read, "num_input_tokens") == ((1,), [3])
     assert values(read, "num_output_tokens") == ((1,), [2])
     assert json.loads(values(read, "logprobs")[1][0]) == [
@@ -123,6 +125,9 @@ def test_choices_stand_side_by_side_and_silent_ones_are_empty() -> None:
     assert values(read, "output_ids") == ((3, 2), [5, -1, -1, -1, 7, 8])
     assert values(read, "num_output_tokens") == ((3,), [1, 0, 2])
     assert values(read, "logprobs") == ((3,), [b"null"] * 3)
+    # tritonclient reads an empty tensor as None; its shape is what counts.
+    shapes = {it.name: list(it.shape) for it in read.get_response().outputs}
+    assert shapes["output_log_probs"] == [3, 0]
     first, *others = values(read, "cumulative_logprob")[1]
     assert first == -1.0
     assert all(math.isnan(it) for it in others)
@@ -133,6 +138,20 @@ def test_clients_that_batch_get_batched_shapes() -> None:
     read = result(delta, msgspec.structs.replace(EVERYTHING, batched=True))
     assert values(read, "text_output") == ((1, 1), [b"a"])
     assert values(read, "output_ids") == ((1, 2), [5, 6])
+
+
+def test_log_probabilities_of_several_choices_are_padded() -> None:
+    delta = GenerateDelta(
+        choices=[
+            ChoiceDelta(index=0, token_ids=[5], logprobs=[token(5, -0.5, 1)]),
+            ChoiceDelta(index=1, token_ids=[5, 6], logprobs=[token(5, -1, 2), token(6, -2, 1)]),
+        ]
+    )
+    read = result(delta, msgspec.structs.replace(EVERYTHING, batched=True), n=2)
+    shape, (first, padding, *second) = values(read, "output_log_probs")
+    assert shape == (1, 2, 2)
+    assert (first, *second) == (-0.5, -1.0, -2.0)
+    assert math.isnan(padding)
 
 
 def test_clients_that_send_typed_contents_get_typed_contents() -> None:
