@@ -72,9 +72,15 @@ class Stack:
     """The front door, its address and its workers."""
 
     def __init__(
-        self, door: FrontDoor, grpc: str, workers: list[SimWorker], discovery: MemoryDiscovery
+        self,
+        door: FrontDoor,
+        server: GrpcServer,
+        grpc: str,
+        workers: list[SimWorker],
+        discovery: MemoryDiscovery,
     ) -> None:
         self.door = door
+        self.server = server
         self.discovery = discovery
         self.grpc = grpc
         self.workers = workers
@@ -131,7 +137,7 @@ async def running_stack(
         running = tasks.create_task(door.run())
         server = grpc_server(*door.services, access=keys, tls=tls)
         address = await server.start()
-        stack = Stack(door, address, started, discovery)
+        stack = Stack(door, server, address, started, discovery)
         try:
             if connected:
                 await eventually(lambda: sum(len(m.links) for m in door._fleet.models()) == workers)
