@@ -39,6 +39,10 @@ from wire.pool import FLEET
 
 log = logging.getLogger(__name__)
 
+_KINDS: dict[type, str] = {
+    Stored: "stored", Removed: "removed", Cleared: "cleared", SnapshotPart: "snapshot",
+}  # fmt: skip
+
 
 class EventGap(ServingError):
     """Events of a KV cache are missing; only a snapshot can follow."""
@@ -151,7 +155,7 @@ class WorkerFollower:
         try:
             for event in batch.events:
                 self._take_event(place, batch.log_id, event, facts)
-                counts[type(event.change).__name__.lower()] += 1
+                counts[_KINDS[type(event.change)]] += 1
         finally:
             facts.tell()
             for kind, count in counts.items():
