@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from router.router import (
@@ -21,27 +19,21 @@ from router.router import (
 from runtime.errors import InternalError, ServingError, Unsupported, WorkerLost
 from runtime.grpc_client import RpcChannel
 from server.metrics import EVENT_LAG, KV_EVENTS, KV_RESYNCS
-from wire.block_hash import Hashes
 from wire.cards import WorkerInstance
 from wire.kv_events import (
     Cleared,
-    KvBatch,
-    KvEvent,
+    KvRuns,
     Position,
     Removed,
     SnapshotPart,
     Stored,
-    decode_batch,
+    decode_runs,
     watch_request,
 )
 from wire.penstock_pb2 import LoadReport, WatchLoadRequest
 from wire.pool import FLEET
 
 log = logging.getLogger(__name__)
-
-_KINDS: dict[type, str] = {
-    Stored: "stored", Removed: "removed", Cleared: "cleared", SnapshotPart: "snapshot",
-}  # fmt: skip
 
 
 class EventGap(ServingError):
@@ -107,7 +99,7 @@ class WorkerFollower:
     async def _kv_stream(self, channel: RpcChannel) -> None:
         request = watch_request(self._positions)
         await self._read(
-            channel, "WatchKvEvents", request, lambda it: self._take_batch(decode_batch(it))
+            channel, "WatchKvEvents", request, lambda it: self._take_runs(decode_runs(it))
         )
 
     async def _read(
@@ -147,45 +139,35 @@ class WorkerFollower:
                 )
             )
 
-    def _take_batch(self, batch: KvBatch) -> None:
+    def _take_runs(self, batch: KvRuns) -> None:
         model = self._instance.card.name
-        place = self._place(batch.rank)
-        facts = _Facts(self._router, place)
-        counts: Counter[str] = Counter()
-        try:
-            for event in batch.events:
-                self._take_event(place, batch.log_id, event, facts)
-                counts[_KINDS[type(event.change)]] += 1
-        finally:
-            facts.tell()
-            for kind, count in counts.items():
-                KV_EVENTS.labels(model, kind).inc(count)
+        place, position = self._place(batch.rank), Position(batch.log_id, batch.last_id)
+        part = batch.changes[0] if batch.changes else None
+        if isinstance(part, SnapshotPart):
+            self._take_part(place, position, part)
+            return
+        at = self._positions.get(batch.rank)
+        if at is None or at.log_id != batch.log_id or batch.first_id != at.event_id + 1:
+            self._positions.pop(batch.rank, None)
+            KV_RESYNCS.labels(model).inc()
+            raise EventGap(
+                f"KV event {batch.first_id} of rank {batch.rank} where {at} was the last"
+            )
+        for change in batch.changes:
+            match change:
+                case Stored(hashes=hashes):
+                    self._router.observe(BlocksStored(place, hashes))
+                    KV_EVENTS.labels(model, "stored").inc(len(hashes))
+                case Removed(hashes=hashes):
+                    self._router.observe(BlocksRemoved(place, hashes))
+                    KV_EVENTS.labels(model, "removed").inc(len(hashes))
+                case Cleared():
+                    self._router.observe(BlocksCleared(place))
+                    KV_EVENTS.labels(model, "cleared").inc()
+        self._positions[batch.rank] = position
         if batch.happened_s:
             lag_s = datetime.now(UTC).timestamp() - batch.happened_s
             EVENT_LAG.labels(model).observe(max(0.0, lag_s))
-
-    def _take_event(self, place: Place, log_id: int, event: KvEvent, facts: "_Facts") -> None:
-        rank, change = place.rank, event.change
-        if isinstance(change, SnapshotPart):
-            facts.tell()
-            self._take_part(place, Position(log_id, event.id), change)
-            return
-        at = self._positions.get(rank)
-        if at is None or at.log_id != log_id or event.id > at.event_id + 1:
-            self._positions.pop(rank, None)
-            KV_RESYNCS.labels(self._instance.card.name).inc()
-            raise EventGap(f"KV event {event.id} of rank {rank} where {at} was the last")
-        if event.id <= at.event_id:
-            return
-        match change:
-            case Stored(hashes=hashes):
-                facts.add(BlocksStored, hashes)
-            case Removed(hashes=hashes):
-                facts.add(BlocksRemoved, hashes)
-            case Cleared():
-                facts.tell()
-                self._router.observe(BlocksCleared(place))
-        self._positions[rank] = Position(log_id, event.id)
 
     def _take_part(self, place: Place, position: Position, part: SnapshotPart) -> None:
         if part.first:
@@ -197,30 +179,3 @@ class WorkerFollower:
 
     def _place(self, rank: int) -> Place:
         return Place(self._instance.instance_id, rank)
-
-
-class _Facts:
-    """Makes one fact of what follows each other and is of one kind: a fact costs, blocks hardly.
-
-    Most events of a busy engine store one block, of as many requests as run.
-    """
-
-    def __init__(self, router: Router, place: Place) -> None:
-        self._router = router
-        self._place = place
-        self._kind: type[BlocksStored] | type[BlocksRemoved] = BlocksStored
-        self._parts: list[Hashes] = []
-
-    def add(self, kind: type[BlocksStored] | type[BlocksRemoved], hashes: Hashes) -> None:
-        """Take the next blocks."""
-        if kind is not self._kind:
-            self.tell()
-            self._kind = kind
-        self._parts.append(hashes)
-
-    def tell(self) -> None:
-        """Tell the router of what was taken."""
-        if self._parts:
-            parts, self._parts = self._parts, []
-            hashes = np.concatenate(parts) if len(parts) > 1 else parts[0]
-            self._router.observe(self._kind(self._place, hashes))

@@ -35,7 +35,8 @@ OVERLAP_BLOCKS = Counter(
     ("model",),
 )
 KV_EVENTS = Counter(
-    "penstock_router_kv_events", "Events of workers' KV caches that were applied.",
+    "penstock_router_kv_events",
+    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all cleared.",
     ("model", "type"),
 )  # fmt: skip
 KV_RESYNCS = Counter(
