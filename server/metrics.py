@@ -64,6 +64,20 @@ STALLED = Gauge(
 CONNECTED = Gauge("penstock_workers_connected", "Workers that can take requests.", ("model",))
 
 
+def begin_model(model: str) -> None:
+    """Begin at 0 what may go wrong: to Prometheus the first value of a series is no increase."""
+    RETRIES.labels(model)
+    KV_RESYNCS.labels(model)
+    STALLED.labels(model)
+
+
+def forget_model(model: str) -> None:
+    """Remove the series that tell how things stand with a model that is served here no more."""
+    for gauge in (CONNECTED, STALLED, INDEX_EVICTED):
+        with suppress(KeyError):
+            gauge.remove(model)
+
+
 def forget_worker(model: str, worker: str, policy: str) -> None:
     """Remove the series of a worker that has left: ids are never used again."""
     with suppress(KeyError):
