@@ -36,7 +36,8 @@ OVERLAP_BLOCKS = Counter(
 )
 KV_EVENTS = Counter(
     "penstock_router_kv_events",
-    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all cleared.",
+    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all"
+    " cleared; and snapshots that replaced all that was known.",
     ("model", "type"),
 )  # fmt: skip
 KV_RESYNCS = Counter(
