@@ -15,7 +15,10 @@ from wire import inference_pb2 as pb
 from wire.pool import KSERVE
 from wire.text_schema import MODEL_VERSION, model_config, model_metadata
 
-EXTENSIONS = ("model_configuration", "model_repository", "parameters", "schedule_policy")
+EXTENSIONS = (
+    "model_configuration", "model_repository", "parameters", "schedule_policy", "sequence",
+    "sequence(string_id)",
+)  # fmt: skip
 
 
 class KServeService:

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,24 +154,25 @@ class SharedMemory:
         `raw_input_contents` has no entries for such inputs; typed contents of the others become
         raw, since a request has one form only. Raises InvalidRequest naming the tensor.
         """
-        shared = [REGION in header.parameters for header in message.inputs]
-        if not any(shared):
+        places = {
+            at: _placement(header.name, header.parameters)
+            for at, header in enumerate(message.inputs)
+            if REGION in header.parameters
+        }
+        if not places:
             return
-        others = _raw_of_others(message, shared)
+        if sum(place.byte_size for place in places.values()) > MAX_TENSOR_BYTES:
+            raise InvalidRequest(f"over {MAX_TENSOR_BYTES} bytes in shared memory", param=REGION)
+        others = _raw_of_others(message, places)
         raws: list[bytes] = []
-        left = MAX_TENSOR_BYTES
-        for header, is_shared in zip(message.inputs, shared, strict=True):
-            if not is_shared:
+        for at, header in enumerate(message.inputs):
+            if at not in places:
                 raws.append(next(others))
                 header.ClearField("contents")
                 continue
             if header.HasField("contents"):
                 raise _bad(header.name, "typed contents beside shared memory")
-            place = _placement(header.name, header.parameters)
-            left -= place.byte_size
-            if left < 0:
-                raise _bad(header.name, f"over {MAX_TENSOR_BYTES} bytes in one request")
-            raws.append(self.read(owner, header.name, place))
+            raws.append(self.read(owner, header.name, places[at]))
             _forget(header.parameters)
         del message.raw_input_contents[:]
         message.raw_input_contents.extend(raws)
@@ -267,12 +268,12 @@ def _forget(parameters: Any) -> None:
             del parameters[name]
 
 
-def _raw_of_others(message: pb.ModelInferRequest, shared: list[bool]) -> Any:
+def _raw_of_others(
+    message: pb.ModelInferRequest, places: Mapping[int, Placement]
+) -> Iterator[bytes]:
     """The raw contents of the inputs that are not in shared memory, in their order."""
     plain = pb.ModelInferRequest(raw_input_contents=message.raw_input_contents)
-    plain.inputs.extend(
-        it for it, is_shared in zip(message.inputs, shared, strict=True) if not is_shared
-    )
+    plain.inputs.extend(header for at, header in enumerate(message.inputs) if at not in places)
     # Decoded here for its checks: a wrong number of raw entries must not shift onto other tensors.
     tensors = decode_inputs(plain)
     if message.raw_input_contents:
