@@ -67,5 +67,17 @@ def forget_worker(model: str, worker: str, policy: str) -> None:
     """Remove the series of a worker that has left: ids are never used again."""
     with suppress(KeyError):
         DECISIONS.remove(model, worker, policy)
+    forget_index(model, worker)
+
+
+def forget_index(model: str, worker: str) -> None:
+    """Remove what an index holds of a worker that cannot be reached."""
     with suppress(KeyError):
         INDEX_BLOCKS.remove(model, worker)
+
+
+def forget_model(model: str) -> None:
+    """Remove the gauges of a model that is not known any more."""
+    for gauge in (CONNECTED, STALLED, INDEX_EVICTED):
+        with suppress(KeyError):
+            gauge.remove(model)
