@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.config import GatewayConfig
-from gateway_http.exchange import EXCHANGE
 from gateway_http.intake import read_json_body
 from gateway_http.openai import chat_request, completion_requests, decode_body, decode_json
 from gateway_http.origin import RANK_HEADER, WORKER_HEADER, origin_of
@@ -51,8 +50,7 @@ def add_routing(app: FastAPI, routing: Routing, config: GatewayConfig) -> None:
 
     @app.post("/v1/route", summary="Say where a request would go", tags=["routing"])
     async def route(request: Request) -> Response:
-        source = origin_of(request, "route", config.request_timeout_s)
-        request.scope[EXCHANGE].endpoint = ""  # a question: nobody accounts for its outcome
+        source = origin_of(request, "route", config.request_timeout_s, dry_run=True)
         data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         asked: GenerateRequest
         if decode_json(data, _Chosen).messages is not None:
