@@ -78,8 +78,9 @@ class SwallowingCall(EndedCall):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        async for message in super().__aiter__():
-            yield message
+        ended = super().__aiter__()
+        await anext(ended)
+        yield await anext(ended)
 
 
 async def test_a_reader_that_is_cancelled_as_the_call_fails_is_cancelled() -> None:
