@@ -201,7 +201,9 @@ class RouterProcess:
         fleet_service = Service(
             name=FLEET,
             unary={"BestWorker": routing.best_worker},
-            streams={"WatchActiveLoad": lambda call: ActiveLoadCall(call, routing.model.router)},
+            streams={
+                "WatchActiveLoad": lambda call: ActiveLoadCall(call, lambda: routing.model.router)
+            },
         )
         self._grpc = GrpcServer(
             services=[self._service.service, fleet_service],

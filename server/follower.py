@@ -35,6 +35,8 @@ from wire.penstock_pb2 import LoadReport, WatchLoadRequest
 from wire.pool import FLEET
 
 log = logging.getLogger(__name__)
+# Before a stream that has ended is opened again; the backoff begins with it.
+_PAUSE_S = 0.05
 
 
 class EventGap(ServingError):
@@ -86,11 +88,12 @@ class WorkerFollower:
                     retry=retry_if_exception(
                         lambda e: isinstance(e, ServingError) and not isinstance(e, Unsupported)
                     ),
-                    wait=wait_random_exponential(multiplier=0.05, max=self._retry_max_s),
+                    wait=wait_random_exponential(multiplier=_PAUSE_S, max=self._retry_max_s),
                     reraise=True,
                 ):
                     with attempt:
                         await once(channel)
+                await asyncio.sleep(_PAUSE_S)  # it may bring one message and end each time
         except Unsupported:
             log.info("worker %s does not tell its %s: it is chosen without", worker, what)
 

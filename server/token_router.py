@@ -142,6 +142,8 @@ class _Routed:
 
     def fail(self, error: ServingError) -> None:
         """Try another worker, or hand the error on."""
+        if self._link is not None:
+            self._link.cancel(self._slot)  # unless it was the worker itself that ended it
         failed_at = self._leave()
         if isinstance(error, WorkerLost | Draining) and not self._has_token:
             self._failed |= {failed_at}
