@@ -223,6 +223,7 @@ class Fleet:
         if known is None:
             self._models.add(fresh)
         else:
+            fresh.router.thresholds = known.router.thresholds  # set at run time, maybe
             self._models.replace(fresh)
         return fresh
 

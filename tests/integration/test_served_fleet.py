@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from router.settings import RouterSettings
 from runtime.errors import ModelNotFound, ModelNotReady
@@ -145,7 +146,7 @@ async def test_a_model_whose_last_worker_leaves_is_not_ready_but_not_unknown(
             with pytest.raises(ModelNotReady):
                 await it.went_to(name)
         # It is the default still: whoever named no model meant this one.
-        with pytest.raises(ModelNotReady):
+        with pytest.raises(ModelNotReady, match="model 'one' has no ready worker"):
             await it.went_to("")
         await it.serve("one-2", "one")
         assert await it.went_to("") == "one-2"
@@ -166,6 +167,8 @@ async def test_a_model_without_workers_is_forgotten_and_the_next_one_is_the_defa
             with pytest.raises(ModelNotFound):
                 await it.went_to(name)
         assert await it.went_to("") == "two-0"
+        for gauge in ("connected", "stalled"):
+            assert REGISTRY.get_sample_value(f"penstock_workers_{gauge}", {"model": "one"}) is None
         # When it comes back it is one of the others.
         await it.serve("one-1", "one", "uno")
         assert await it.went_to("uno") == "one-1"
@@ -221,6 +224,18 @@ async def test_an_alias_of_another_model_is_refused_while_that_model_is_known(
         await eventually(lambda: it.connected() == {"two-0": "two"})
         assert await it.went_to("uno") == "two-0"
         assert len(refusals(caplog)) == 1
+
+
+async def test_thresholds_outlive_the_files_that_a_model_is_served_from(
+    model_folder: Path,
+) -> None:
+    async with front(model_folder) as it:
+        first = await it.serve("one-0", "one")
+        body = {"model": "one", "active_prefill_tokens_threshold": 1000}
+        told = (await it.http.post("/busy_threshold", json=body)).json()
+        await first.leave()
+        await it.serve("one-1", "one", checksum="other")
+        assert (await it.http.post("/busy_threshold", json={"model": "one"})).json() == told
 
 
 async def test_every_worker_must_be_able_to_take_a_request(model_folder: Path) -> None:
