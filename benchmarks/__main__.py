@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import cpu, router_speed
+from benchmarks import cpu, router_follow, router_speed
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
@@ -15,6 +15,7 @@ COMMANDS = {
     "overload": overload,
     "routing": routing,
     "router-speed": router_speed,
+    "router-follow": router_follow,
 }
 
 

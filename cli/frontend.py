@@ -57,6 +57,12 @@ class FrontendConfig(WorkerTlsOptions, FrontOptions):
     metrics_from: str | None = option(
         None, help="URL that the HTTP front takes its /metrics from", group="Listening", hidden=True
     )
+    thresholds_file: Path | None = option(
+        None,
+        help="file that keeps the busy thresholds set at run time, for all processes of a group",
+        group="Routing",
+        hidden=True,
+    )
     status_file: Path | None = option(
         None,
         help="file to write the addresses to as soon as they listen",

@@ -1,16 +1,17 @@
 """A client of etcd's v3 API, as much of it as discovery needs; knows nothing of records."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from runtime import etcd_pb2 as pb
 from runtime.errors import (
     Cancelled,
     Code,
     DeadlineExceeded,
+    InternalError,
     InvalidConfig,
     ModelNotFound,
     ServingError,
@@ -21,6 +22,7 @@ from runtime.grpc_client import ClientStream, RpcChannel
 from runtime.options_discovery import DiscoveryOptions
 from runtime.reloading import Reloading
 
+T = TypeVar("T")
 _KV, _LEASE = "etcdserverpb.KV", "etcdserverpb.Lease"
 _WATCH, _AUTH = "etcdserverpb.Watch", "etcdserverpb.Auth"
 _RPCS: Mapping[str, Mapping[str, tuple[type, type]]] = {
@@ -107,22 +109,15 @@ class EtcdClient:
 
     async def keep_alive(self, lease: int) -> bool:
         """Renew a lease; false when there is no such lease."""
-        with self._explained(self._at):
-            async with self._channels[self._at].stream(
-                _LEASE, "LeaseKeepAlive", timeout_s=self._timeout_s
-            ) as stream:
-                stream.send(pb.LeaseKeepAliveRequest(ID=lease))
-                stream.half_close()
-                async for answer in stream:
-                    return bool(answer.TTL > 0)
-        raise EtcdFailed("etcd renews no lease")
+        return await self._logged_in(lambda: self._keep_alive_once(lease))
 
     async def watch(
         self, key: bytes, range_end: bytes, start_revision: int
     ) -> AsyncGenerator[pb.WatchResponse, None]:
         """Yield what etcd tells of these keys from a revision on; use it under `aclosing`.
 
-        Among it are answers that hold no event, every `beat_s` at least.
+        Among it are answers that hold no event, every `beat_s` at least; one with a
+        `compact_revision` is the last.
         """
         await self._log_in()
         create = pb.WatchCreateRequest(
@@ -134,7 +129,10 @@ class EtcdClient:
                 beat = _Beat(stream, self._beat_s)
                 try:
                     while True:
-                        yield await beat.next()
+                        response = await beat.next()
+                        if response.canceled and not response.compact_revision:
+                            raise InternalError(f"the watch was ended: {response.cancel_reason}")
+                        yield response
                 finally:
                     beat.stop()
 
@@ -144,19 +142,34 @@ class EtcdClient:
             await channel.close()
 
     async def _call(self, service: str, method: str, request: Any) -> Any:
+        return await self._logged_in(lambda: self._once(service, method, request))
+
+    async def _logged_in(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs a login, once more when the present one turns out to be void."""
         await self._log_in()
         try:
-            return await self._once(service, method, request)
+            return await action()
         except EtcdFailed as error:
             if self._user is None or not _is_old_login(error.__cause__):
                 raise
         await self._log_in()
-        return await self._once(service, method, request)
+        return await action()
 
     async def _once(self, service: str, method: str, request: Any) -> Any:
         with self._explained(self._at):
             channel = self._channels[self._at]
             return await channel.unary(service, method, request, timeout_s=self._timeout_s)
+
+    async def _keep_alive_once(self, lease: int) -> bool:
+        with self._explained(self._at):
+            async with self._channels[self._at].stream(
+                _LEASE, "LeaseKeepAlive", timeout_s=self._timeout_s
+            ) as stream:
+                stream.send(pb.LeaseKeepAliveRequest(ID=lease))
+                stream.half_close()
+                async for answer in stream:
+                    return bool(answer.TTL > 0)
+        raise EtcdFailed("etcd renews no lease")
 
     async def _log_in(self) -> None:
         if self._user is None or self._token is not None:

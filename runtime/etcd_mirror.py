@@ -71,7 +71,9 @@ class EtcdMirror:
             await self.load()
         assert self._revision is not None
         works = False
-        responses = self._client.watch(self._key, self._range_end, self._revision + 1)
+        # From what is known: etcd 3.6.2, and the older releases that got the same change (etcd
+        # pull request 20229), answer nothing to a watch from a revision still to come.
+        responses = self._client.watch(self._key, self._range_end, self._revision)
         try:
             async with aclosing(responses):
                 async for response in responses:
@@ -79,8 +81,6 @@ class EtcdMirror:
                     if response.compact_revision:
                         self._revision = None
                         return
-                    if response.canceled:
-                        raise EtcdFailed(f"etcd ended the watch: {response.cancel_reason}")
                     works = works or not response.created
                     self._take(response)
                     self._on_answer()
@@ -93,16 +93,19 @@ class EtcdMirror:
             self._stop_doubting()
 
     def _take(self, response: WatchResponse) -> None:
+        known = self._revision or 0
         for event in response.events:
+            if event.kv.mod_revision <= known:
+                continue
             record_id = self._id_of(event.kv)
             if event.type == Event.EventType.PUT:
                 self._put(record_id, event.kv)
             else:
                 self._expired(record_id)
             self._revision = event.kv.mod_revision
-        # An answer to a question (-1) may overtake events in etcd before 3.4.25 and 3.5.8.
+        # An answer to a question (-1) may overtake events (etcd issue 15220).
         if not (response.events or response.created) and response.watch_id >= 0:
-            self._revision = response.header.revision
+            self._revision = max(known, response.header.revision)
 
     def _put(self, record_id: str, pair: KeyValue) -> None:
         self._doubted.discard(record_id)

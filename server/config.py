@@ -1,6 +1,7 @@
 """Settings of the front door."""
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 from router.policies import make_router
 from router.router import Router
@@ -21,7 +22,8 @@ class FrontDoorConfig:
     `queue_limit` requests per model wait (None: a quarter of the sequences), at most
     `queue_timeout_s`. `max_tokens_limit` and `max_choices` bound what one request may ask for. A
     worker that has requests and makes no progress for `worker_stall_s` is passed over; a model
-    without a worker is forgotten after `model_linger_s`. Only workers of `namespace` count.
+    without a worker is forgotten after `model_linger_s`. Only workers of `namespace` count. Busy
+    thresholds that are set at run time go into `thresholds_file` for the others of a group.
     """
 
     routing: RouterSettings = field(default_factory=RouterSettings)
@@ -37,6 +39,7 @@ class FrontDoorConfig:
     max_tokens_limit: int = 0
     max_choices: int = 128
     namespace: str = "default"
+    thresholds_file: Path | None = None
     worker_stall_s: float = 5.0
     model_linger_s: float = 300.0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from router.router import WorkerJoined, WorkerLeft, WorkerStalled
+from router.router import BusyThresholds, WorkerJoined, WorkerLeft, WorkerStalled
 from runtime.discovery import Change, Delete, Discovery, Put, Record, Snapshot
 from runtime.errors import (
     InvalidConfig,
@@ -26,6 +26,7 @@ from server.metrics import (
     INDEX_BLOCKS,
     INDEX_EVICTED,
     STALLED,
+    begin_model,
     forget_index,
     forget_model,
     forget_worker,
@@ -33,9 +34,11 @@ from server.metrics import (
 from server.models import ModelManager, ServedModel
 from server.progress import ProgressWatch
 from server.text.codec import TextCodec
+from server.thresholds import SharedThresholds
 from server.worker_link import WorkerLink
 from wire.cards import ModelCard, WorkerInstance, instance_kind
 from wire.pool import rpc_types
+from wire.routes import Thresholds
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class Fleet:
         self._connect = connect
         self._load_text = load_text
         self._models = ModelManager()
+        self._thresholds = SharedThresholds(config.thresholds_file)
         self._members: dict[str, _Member] = {}
         self._refused: dict[str, Record] = {}
         self._expiries: dict[str, asyncio.Task[None]] = {}
@@ -220,12 +224,26 @@ class Fleet:
                 )
         codec = await asyncio.to_thread(self._load_text, card)
         fresh = ServedModel(card, codec, self._config.make_router(card))
+        begin_model(card.name)
+        self._apply_thresholds(fresh)
         if known is None:
             self._models.add(fresh)
         else:
-            fresh.router.thresholds = known.router.thresholds  # set at run time, maybe
             self._models.replace(fresh)
         return fresh
+
+    def set_thresholds(self, model: ServedModel, wanted: Thresholds) -> None:
+        """Set a model's busy thresholds, here and in the other front doors of the group."""
+        self._thresholds.put(model.card.name, wanted)
+        self._apply_thresholds(model)
+
+    def _apply_thresholds(self, model: ServedModel) -> None:
+        known = self._thresholds.of(model.card.name)
+        if known is not None:
+            model.router.thresholds = BusyThresholds(
+                active_decode_blocks=known.active_decode_blocks,
+                active_prefill_tokens=known.active_prefill_tokens,
+            )
 
     def _begin(
         self, group: asyncio.TaskGroup, instance: WorkerInstance, model: ServedModel
@@ -330,6 +348,9 @@ class Fleet:
             await asyncio.sleep(_LOOK_S)
             now = time.monotonic()
             self._show_index()
+            if self._thresholds.look():
+                for model in self._models.list():
+                    self._apply_thresholds(model)
             for worker_id, member in list(self._members.items()):
                 link, follower = member.link, member.follower
                 if member.progress.look(

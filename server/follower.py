@@ -22,13 +22,12 @@ from server.metrics import EVENT_LAG, KV_EVENTS, KV_RESYNCS
 from wire.cards import WorkerInstance
 from wire.kv_events import (
     Cleared,
-    KvBatch,
-    KvEvent,
+    KvRuns,
     Position,
     Removed,
     SnapshotPart,
     Stored,
-    decode_batch,
+    decode_runs,
     watch_request,
 )
 from wire.penstock_pb2 import LoadReport, WatchLoadRequest
@@ -103,7 +102,7 @@ class WorkerFollower:
     async def _kv_stream(self, channel: RpcChannel) -> None:
         request = watch_request(self._positions)
         await self._read(
-            channel, "WatchKvEvents", request, lambda it: self._take_batch(decode_batch(it))
+            channel, "WatchKvEvents", request, lambda it: self._take_runs(decode_runs(it))
         )
 
     async def _read(
@@ -143,40 +142,41 @@ class WorkerFollower:
                 )
             )
 
-    def _take_batch(self, batch: KvBatch) -> None:
+    def _take_runs(self, batch: KvRuns) -> None:
         model = self._instance.card.name
-        for event in batch.events:
-            self._take_event(batch.rank, batch.log_id, event)
-            KV_EVENTS.labels(model, type(event.change).__name__.lower()).inc()
+        place, position = self._place(batch.rank), Position(batch.log_id, batch.last_id)
+        part = batch.changes[0] if batch.changes else None
+        if isinstance(part, SnapshotPart):
+            self._take_part(place, position, part)
+            return
+        at = self._positions.get(batch.rank)
+        if at is None or at.log_id != batch.log_id or batch.first_id != at.event_id + 1:
+            self._positions.pop(batch.rank, None)
+            KV_RESYNCS.labels(model).inc()
+            raise EventGap(
+                f"KV event {batch.first_id} of rank {batch.rank} where {at} was the last"
+            )
+        for change in batch.changes:
+            match change:
+                case Stored(hashes=hashes):
+                    self._router.observe(BlocksStored(place, hashes))
+                    KV_EVENTS.labels(model, "stored").inc(len(hashes))
+                case Removed(hashes=hashes):
+                    self._router.observe(BlocksRemoved(place, hashes))
+                    KV_EVENTS.labels(model, "removed").inc(len(hashes))
+                case Cleared():
+                    self._router.observe(BlocksCleared(place))
+                    KV_EVENTS.labels(model, "cleared").inc()
+        self._positions[batch.rank] = position
         if batch.happened_s:
             lag_s = datetime.now(UTC).timestamp() - batch.happened_s
             EVENT_LAG.labels(model).observe(max(0.0, lag_s))
-
-    def _take_event(self, rank: int, log_id: int, event: KvEvent) -> None:
-        place, change = self._place(rank), event.change
-        if isinstance(change, SnapshotPart):
-            self._take_part(place, Position(log_id, event.id), change)
-            return
-        at = self._positions.get(rank)
-        if at is None or at.log_id != log_id or event.id > at.event_id + 1:
-            self._positions.pop(rank, None)
-            KV_RESYNCS.labels(self._instance.card.name).inc()
-            raise EventGap(f"KV event {event.id} of rank {rank} where {at} was the last")
-        if event.id <= at.event_id:
-            return
-        match change:
-            case Stored(hashes=hashes):
-                self._router.observe(BlocksStored(place, hashes))
-            case Removed(hashes=hashes):
-                self._router.observe(BlocksRemoved(place, hashes))
-            case Cleared():
-                self._router.observe(BlocksCleared(place))
-        self._positions[rank] = Position(log_id, event.id)
 
     def _take_part(self, place: Place, position: Position, part: SnapshotPart) -> None:
         if part.first:
             self._router.observe(BlocksCleared(place))
             self._positions.pop(place.rank, None)
+            KV_EVENTS.labels(self._instance.card.name, "snapshot").inc()
         self._router.observe(BlocksStored(place, part.hashes))
         if part.last:
             self._positions[place.rank] = position

@@ -35,7 +35,9 @@ OVERLAP_BLOCKS = Counter(
     ("model",),
 )
 KV_EVENTS = Counter(
-    "penstock_router_kv_events", "Events of workers' KV caches that were applied.",
+    "penstock_router_kv_events",
+    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all"
+    " cleared; and snapshots that replaced all that was known.",
     ("model", "type"),
 )  # fmt: skip
 KV_RESYNCS = Counter(
@@ -63,6 +65,20 @@ STALLED = Gauge(
 CONNECTED = Gauge("penstock_workers_connected", "Workers that can take requests.", ("model",))
 
 
+def begin_model(model: str) -> None:
+    """Begin at 0 what may go wrong: to Prometheus the first value of a series is no increase."""
+    RETRIES.labels(model)
+    KV_RESYNCS.labels(model)
+    STALLED.labels(model)
+
+
+def forget_model(model: str) -> None:
+    """Remove the series that tell how things stand with a model that is served here no more."""
+    for gauge in (CONNECTED, STALLED, INDEX_EVICTED):
+        with suppress(KeyError):
+            gauge.remove(model)
+
+
 def forget_worker(model: str, worker: str, policy: str) -> None:
     """Remove the series of a worker that has left: ids are never used again."""
     with suppress(KeyError):
@@ -74,10 +90,3 @@ def forget_index(model: str, worker: str) -> None:
     """Remove what an index holds of a worker that cannot be reached."""
     with suppress(KeyError):
         INDEX_BLOCKS.remove(model, worker)
-
-
-def forget_model(model: str) -> None:
-    """Remove the gauges of a model that is not known any more."""
-    for gauge in (CONNECTED, STALLED, INDEX_EVICTED):
-        with suppress(KeyError):
-            gauge.remove(model)

@@ -135,12 +135,9 @@ class RoutingDesk:
 
     def set_thresholds(self, model: str, wanted: Thresholds) -> Thresholds:
         """Set a model's thresholds and return them; raises ModelNotFound."""
-        router = self._fleet.model(model).router
-        router.thresholds = BusyThresholds(
-            active_decode_blocks=wanted.active_decode_blocks,
-            active_prefill_tokens=wanted.active_prefill_tokens,
-        )
-        return _shown(router.thresholds)
+        served = self._fleet.model(model)
+        self._fleet.set_thresholds(served, wanted)
+        return _shown(served.router.thresholds)
 
 
 def _shown(thresholds: BusyThresholds) -> Thresholds:

@@ -1,11 +1,21 @@
 import inference_pb2 as _inference_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class KvEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KV_STORED: _ClassVar[KvEventKind]
+    KV_REMOVED: _ClassVar[KvEventKind]
+    KV_CLEARED: _ClassVar[KvEventKind]
+KV_STORED: KvEventKind
+KV_REMOVED: KvEventKind
+KV_CLEARED: KvEventKind
 
 class WatchKvEventsRequest(_message.Message):
     __slots__ = ("since",)
@@ -24,46 +34,38 @@ class KvPosition(_message.Message):
     def __init__(self, data_parallel_rank: _Optional[int] = ..., log_id: _Optional[int] = ..., event_id: _Optional[int] = ...) -> None: ...
 
 class KvEventBatch(_message.Message):
-    __slots__ = ("data_parallel_rank", "log_id", "events", "happened_s")
+    __slots__ = ("data_parallel_rank", "log_id", "first_id", "happened_s", "kinds", "counts", "hashes", "parents", "labels", "snapshot")
     DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
-    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ID_FIELD_NUMBER: _ClassVar[int]
     HAPPENED_S_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     data_parallel_rank: int
     log_id: int
-    events: _containers.RepeatedCompositeFieldContainer[KvEvent]
+    first_id: int
     happened_s: float
-    def __init__(self, data_parallel_rank: _Optional[int] = ..., log_id: _Optional[int] = ..., events: _Optional[_Iterable[_Union[KvEvent, _Mapping]]] = ..., happened_s: _Optional[float] = ...) -> None: ...
-
-class KvEvent(_message.Message):
-    __slots__ = ("id", "stored", "removed", "cleared", "snapshot")
-    ID_FIELD_NUMBER: _ClassVar[int]
-    STORED_FIELD_NUMBER: _ClassVar[int]
-    REMOVED_FIELD_NUMBER: _ClassVar[int]
-    CLEARED_FIELD_NUMBER: _ClassVar[int]
-    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
-    id: int
-    stored: KvBlocks
-    removed: KvBlocks
-    cleared: KvCleared
+    kinds: bytes
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    hashes: bytes
+    parents: bytes
+    labels: _containers.RepeatedCompositeFieldContainer[KvLabel]
     snapshot: KvSnapshot
-    def __init__(self, id: _Optional[int] = ..., stored: _Optional[_Union[KvBlocks, _Mapping]] = ..., removed: _Optional[_Union[KvBlocks, _Mapping]] = ..., cleared: _Optional[_Union[KvCleared, _Mapping]] = ..., snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ...) -> None: ...
+    def __init__(self, data_parallel_rank: _Optional[int] = ..., log_id: _Optional[int] = ..., first_id: _Optional[int] = ..., happened_s: _Optional[float] = ..., kinds: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., hashes: _Optional[bytes] = ..., parents: _Optional[bytes] = ..., labels: _Optional[_Iterable[_Union[KvLabel, _Mapping]]] = ..., snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ...) -> None: ...
 
-class KvBlocks(_message.Message):
-    __slots__ = ("hashes", "parent", "lora_name", "medium")
-    HASHES_FIELD_NUMBER: _ClassVar[int]
-    PARENT_FIELD_NUMBER: _ClassVar[int]
+class KvLabel(_message.Message):
+    __slots__ = ("event", "lora_name", "medium")
+    EVENT_FIELD_NUMBER: _ClassVar[int]
     LORA_NAME_FIELD_NUMBER: _ClassVar[int]
     MEDIUM_FIELD_NUMBER: _ClassVar[int]
-    hashes: bytes
-    parent: int
+    event: int
     lora_name: str
     medium: str
-    def __init__(self, hashes: _Optional[bytes] = ..., parent: _Optional[int] = ..., lora_name: _Optional[str] = ..., medium: _Optional[str] = ...) -> None: ...
-
-class KvCleared(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    def __init__(self, event: _Optional[int] = ..., lora_name: _Optional[str] = ..., medium: _Optional[str] = ...) -> None: ...
 
 class KvSnapshot(_message.Message):
     __slots__ = ("hashes", "first", "last")

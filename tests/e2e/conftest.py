@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,17 +56,14 @@ def wait_for_file(path: Path, process: subprocess.Popen[bytes], log: Path) -> di
     pytest.fail(f"penstock did not become ready:\n{log.read_text()[-5000:]}")
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@contextmanager
+def serving(folder: Path, *flags: str, engine: Sequence[str]) -> Iterator[Served]:
     """`penstock serve smollm2`, ready; killed with all its children at the end."""
-    folder = tmp_path_factory.mktemp("serve")
     log_path, ready_path, discovery = folder / "log", folder / "ready.json", folder / "discovery"
     command = [str(Path(sys.executable).with_name("penstock")), "serve", MODEL]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     command += ["--ready-file", str(ready_path), "--discovery-path", str(discovery)]
-    # 64 streams take their time on two cores, more so beside other work.
-    command += ["--drain-timeout-s", "240"]
-    command += ["--", "--max-model-len", "2048"]
+    command += [*flags, "--", *engine]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -84,3 +82,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             orphan.kill()
         print(log_path.read_text()[-20000:])
         assert not alive, f"processes left behind: {alive}"
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One front door and one worker for all tests that need no more."""
+    # 64 streams take their time on two cores, more so beside other work.
+    flags = ("--drain-timeout-s", "240")
+    with serving(
+        tmp_path_factory.mktemp("serve"), *flags, engine=("--max-model-len", "2048")
+    ) as it:
+        yield it

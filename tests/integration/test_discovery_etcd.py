@@ -201,6 +201,14 @@ async def test_what_ran_out_while_etcd_was_frozen_may_come_back_unnoticed(etcd):
         assert watcher.deleted() == ["w2"]
 
 
+async def test_an_etcd_where_nothing_happens_is_not_taken_for_dead(etcd, caplog):
+    async with watching(etcd.options()) as watcher:
+        # Several times as long as a server may be silent.
+        await asyncio.sleep(3 * TTL_S)
+        assert watcher.told == [Snapshot(records=())]
+    assert "no word" not in caplog.text
+
+
 async def test_a_revoked_lease_is_replaced_under_the_same_id(etcd):
     async with discovery(etcd.options()) as owner, watching(etcd.options()) as watcher:
         await owner.register(record())

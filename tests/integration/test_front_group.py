@@ -112,6 +112,16 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+def test_busy_thresholds_set_in_one_front_door_hold_in_all(group):
+    body = json.dumps({"model": "smollm2", "active_prefill_tokens_threshold": 4321}).encode()
+    url = f"{group.ready['http']}/busy_threshold"
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.load(answer)["active_prefill_tokens_threshold"] == 4321
+    # Each look is a connection of its own: that all ten go to the same of two has odds of 1 to 512.
+    wait_until(lambda: all(b"4321" in get(url)[1] for _ in range(10)), limit_s=10)
+
+
 def test_a_killed_front_door_leaves_the_others_serving_and_comes_back(group):
     before = pids(group)
     os.kill(before["front-0"], signal.SIGKILL)

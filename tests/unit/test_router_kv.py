@@ -230,6 +230,17 @@ def test_a_cleared_cache_takes_promises_along() -> None:
     assert choose(made, ask(PROMPT)).overlap_blocks == 20
 
 
+def test_what_a_later_request_promised_outlives_an_earlier_one() -> None:
+    made = kv("a")
+    run(made, PROMPT, "1")
+    made.observe(BlocksCleared(A))
+    run(made, PROMPT, "2")
+    made.finished("1", 0.0)
+    assert choose(made, ask(PROMPT)).overlap_blocks == 20
+    made.finished("2", 0.0)
+    assert choose(made, ask(PROMPT)).overlap_blocks == 0
+
+
 def test_without_events_a_place_holds_what_was_sent_there_for_its_time() -> None:
     made = kv("a", "b", block_size=0, use_kv_events=False, ttl_s=10.0)
     first = run(made, PROMPT, "1", now=0.0)

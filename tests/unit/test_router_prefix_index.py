@@ -109,14 +109,29 @@ def test_many_places_at_many_depths_are_each_found(depths, length) -> None:
     assert found == [min(depth, length) for depth in depths]
 
 
-@given(st.sets(st.integers(0, 40)), st.integers(1, 40))
-def test_a_place_with_gaps_has_an_overlap_that_ends_in_a_block_it_holds(held, length) -> None:
-    index = index_of(A)
+GAPS = st.sets(st.integers(0, 40))
+
+
+@given(GAPS, GAPS, GAPS, st.integers(1, 40))
+def test_places_with_gaps_have_overlaps_that_end_in_a_block_they_hold(a, b, c, length) -> None:
+    index, holders = index_of(*PLACES), {A: a, B: b, C: c}
     prompt = chain(*range(length))
-    index.store(A, prompt[[at for at in sorted(held) if at < length]])
-    depth = index.overlaps(prompt).get(A, 0)
-    assert depth == 0 or depth - 1 in held
-    assert (depth > 0) == (0 in held)
+    for place, held in holders.items():
+        index.store(place, prompt[[at for at in sorted(held) if at < length]])
+    overlaps = index.overlaps(prompt)
+    for place, held in holders.items():
+        depth = overlaps.get(place, 0)
+        assert depth == 0 or depth - 1 in held
+        assert (depth > 0) == (0 in held)
+    found = [mask for mask, _ in index._search(prompt)]
+    assert sum(mask.bit_count() for mask in found) == len(overlaps)
+
+
+def test_who_holds_a_deep_block_is_taken_to_hold_those_before_it() -> None:
+    index, prompt = index_of(A, B), chain(*range(8))
+    index.store(A, prompt[[0, 1, 2, 3, 7]])
+    index.store(B, prompt[:4])
+    assert index.overlaps(prompt) == {A: 8, B: 4}
 
 
 def test_nothing_is_found_for_an_empty_prompt_or_in_an_empty_index() -> None:
@@ -187,6 +202,14 @@ def test_a_place_that_takes_another_ones_number_has_none_of_its_blocks() -> None
     index.sweep(10_000)
     index.add(B, 0)
     assert index.overlaps(prompt) == {}
+
+
+def test_what_others_store_sweeps_out_what_a_dropped_place_held() -> None:
+    index = index_of(A, B)
+    index.store(A, chain(*range(100)))
+    index.drop(A)
+    index.store(B, chain(*range(1000, 1050)))
+    assert len(index) == index.count(B) == 50
 
 
 def test_blocks_of_a_place_that_is_not_known_are_ignored() -> None:
