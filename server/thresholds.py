@@ -1,5 +1,6 @@
 """Busy thresholds that were set at run time, the same for all front doors of one group."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from filelock import FileLock
 
 from wire.routes import Thresholds
 
+log = logging.getLogger(__name__)
 _decode = msgspec.json.Decoder(dict[str, Thresholds]).decode
 
 
@@ -49,7 +51,12 @@ class SharedThresholds:
         if seen == self._seen:
             return False
         self._seen = seen
-        self._known = _decode(self._path.read_bytes())
+        try:
+            self._known = _decode(self._path.read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            # Raised further, it would end the front door.
+            log.warning("busy thresholds stay as they are: %s: %s", self._path, error)
+            return False
         return True
 
     def _write(self, path: Path, known: Mapping[str, Thresholds]) -> None:

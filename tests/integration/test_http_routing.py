@@ -272,6 +272,25 @@ async def test_a_gateway_that_does_not_route_has_no_such_path(
     await channel.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_gateway_hands_pins_on_and_tells_where_answers_came_from(
+    front: Front, stream: bool
+) -> None:
+    channel = RpcChannel(front.stack.grpc, rpc_types=rpc_types)
+    body = completion(prompt(1, 4), stream=stream)
+    async with serving(KServeBackend(channel)) as http:
+        for name in ("worker-1", "worker-0"):
+            pins = EXPLAIN | {WORKER: name, RANK: "0"}
+            answer = await http.post("/v1/completions", json=body, headers=pins)
+            assert answer.status_code == 200
+            assert (answer.headers[WORKER], answer.headers[RANK]) == (name, "0")
+            assert (answer.headers[OVERLAP], answer.headers[BLOCKS]) == ("0", "4")
+        answer = await http.post("/v1/completions", json=body, headers={RANK: "7"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "data_parallel_rank"), error
+    await channel.close()
+
+
 async def test_routing_needs_a_key_where_keys_are_demanded(front: Front, tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text("- name: ann\n  key: key-of-ann-in-plain-text\n")
