@@ -45,8 +45,8 @@ class EventGap(ServingError):
 class WorkerFollower:
     """Follows one worker while the front door is connected to it.
 
-    `steps` moves while the engine makes progress, None until the worker has said so; `stalled` and
-    `draining` are the worker's own word. `now` gives monotonic seconds, the router's clock.
+    `steps` moves while the engine makes progress, None until the worker has said so; `stalled` is
+    the worker's own word. `now` gives monotonic seconds, the router's clock.
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class WorkerFollower:
     ) -> None:
         self.steps: int | None = None
         self.stalled = False
-        self.draining = False
         self._instance = instance
         self._router = router
         self._kv_events = kv_events
@@ -130,7 +129,7 @@ class WorkerFollower:
 
     def _take_load(self, report: LoadReport) -> None:
         now = self._now()
-        self.steps, self.stalled, self.draining = report.steps, report.stalled, report.draining
+        self.steps, self.stalled = report.steps, report.stalled
         for rank in report.ranks:
             self._router.observe(
                 LoadReported(

@@ -11,6 +11,8 @@ from filelock import FileLock
 from wire.routes import Thresholds
 
 log = logging.getLogger(__name__)
+# Others hold it for a millisecond.
+_LOCK_S = 2.0
 _decode = msgspec.json.Decoder(dict[str, Thresholds]).decode
 
 
@@ -34,7 +36,7 @@ class SharedThresholds:
         if self._path is None:
             self._known[model] = thresholds
             return
-        with FileLock(self._path.with_suffix(".lock")):
+        with FileLock(self._path.with_suffix(".lock"), timeout=_LOCK_S):
             self.look()
             self._known[model] = thresholds
             self._write(self._path, self._known)
