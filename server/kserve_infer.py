@@ -39,20 +39,27 @@ class Asked(NamedTuple):
     places: Mapping[str, Placement]
 
 
+def read_request(
+    message: Any, info: CallInfo, *, streaming_rpc: bool
+) -> tuple[GenerateRequest, OutputSelection]:
+    """Decode a request; raises ModelNotFound for a version there is not, or InvalidRequest."""
+    check_version(message.model_name, message.model_version)
+    return decode_text_request(message, info, streaming_rpc=streaming_rpc)
+
+
 def decode_request(
     message: Any, info: CallInfo, *, streaming_rpc: bool, memory: SharedMemory | None = None
 ) -> Asked:
-    """Decode a request; `memory` None refuses tensors in shared memory.
+    """Decode a request and account for one that cannot be; raises what `read_request` does.
 
-    Raises ModelNotFound for a version there is not, or InvalidRequest.
+    `memory` None refuses tensors in shared memory.
     """
     try:
-        check_version(message.model_name, message.model_version)
         places: Mapping[str, Placement] = {}
         if memory is not None:
             memory.take_inputs(info.principal, message)
             places = memory.take_outputs(info.principal, message)
-        request, selection = decode_text_request(message, info, streaming_rpc=streaming_rpc)
+        request, selection = read_request(message, info, streaming_rpc=streaming_rpc)
         if places:
             # What lies in shared memory is raw.
             selection = msgspec.structs.replace(selection, typed=False)
