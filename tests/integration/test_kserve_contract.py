@@ -3,6 +3,7 @@
 import asyncio
 import json
 import queue
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import tritonclient.grpc as blocking
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
-from runtime.errors import InvalidRequest, ModelNotFound, Unsupported
+from runtime.errors import InvalidRequest, Unsupported
 from runtime.grpc_client import RpcChannel
 from tests.integration.kserve_client import ask, infer, is_final, open_stream, read
 from tests.integration.stack import Stack, running_stack
@@ -251,13 +252,16 @@ async def test_a_stream_over_the_unary_rpc_is_refused(channel: RpcChannel) -> No
 async def test_rpcs_that_are_not_offered_are_unimplemented(channel: RpcChannel) -> None:
     with pytest.raises(Unsupported):
         await channel.unary(
-            KSERVE, "CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest(), timeout_s=WAIT_S
+            KSERVE,
+            "CudaSharedMemoryRegister",
+            pb.CudaSharedMemoryRegisterRequest(name="r"),
+            timeout_s=WAIT_S,
         )
 
 
-async def test_an_unknown_adapter_is_not_found(channel: RpcChannel) -> None:
+async def test_an_unknown_adapter_is_refused_by_name(channel: RpcChannel) -> None:
     request = ask(stream=False, lora_name="nobody")
-    with pytest.raises((ModelNotFound, InvalidRequest, Unsupported), match="nobody"):
+    with pytest.raises(InvalidRequest, match="nobody"):
         await infer(channel, request)
 
 
@@ -324,3 +328,17 @@ async def test_a_client_timeout_is_a_deadline(stack: Stack, client: Any) -> None
         await client.infer("sim", [text(), forever], client_timeout=0.2)
     assert status_of(late.value) == "DEADLINE_EXCEEDED"
     await eventually(lambda: stack.engine_load == 0)
+
+
+async def test_pings_of_a_waiting_client_are_no_abuse(stack: Stack) -> None:
+    """A default gRPC server ends the connection after 5 s of them: too_many_pings."""
+    options = blocking.KeepAliveOptions(
+        keepalive_time_ms=20, keepalive_timeout_ms=5_000, keepalive_permit_without_calls=True,
+        http2_max_pings_without_data=0,
+    )  # fmt: skip
+    sampling = tensor("sampling_parameters", b'{"max_tokens": 900, "ignore_eos": true}')
+    began_s = time.monotonic()
+    async with triton.InferenceServerClient(stack.grpc, keepalive_options=options) as client:
+        answer = await client.infer("sim", [text(), sampling])
+    assert answer.get_response().parameters["completion_tokens"].int64_param == 900
+    assert time.monotonic() - began_s > 5
