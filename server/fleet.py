@@ -26,6 +26,8 @@ from server.metrics import (
     INDEX_BLOCKS,
     INDEX_EVICTED,
     STALLED,
+    begin_model,
+    forget_model,
     forget_worker,
 )
 from server.models import ModelManager, ServedModel
@@ -210,6 +212,7 @@ class Fleet:
                 )
         codec = await asyncio.to_thread(self._load_text, card)
         fresh = ServedModel(card, codec, self._config.make_router(card))
+        begin_model(card.name)
         self._apply_thresholds(fresh)
         if known is None:
             self._models.add(fresh)
@@ -287,7 +290,7 @@ class Fleet:
         self._models.remove(name)
         log.info("model %s is forgotten: it had no worker for %g s", name,
                  self._config.model_linger_s)  # fmt: skip
-        CONNECTED.remove(name)
+        forget_model(name)
         self._tell_ready()
 
     def _link_changed(self, link: WorkerLink) -> None:

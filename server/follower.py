@@ -173,6 +173,7 @@ class WorkerFollower:
         if part.first:
             self._router.observe(BlocksCleared(place))
             self._positions.pop(place.rank, None)
+            KV_EVENTS.labels(self._instance.card.name, "snapshot").inc()
         self._router.observe(BlocksStored(place, part.hashes))
         if part.last:
             self._positions[place.rank] = position

@@ -36,7 +36,8 @@ OVERLAP_BLOCKS = Counter(
 )
 KV_EVENTS = Counter(
     "penstock_router_kv_events",
-    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all cleared.",
+    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all"
+    " cleared; and snapshots that replaced all that was known.",
     ("model", "type"),
 )  # fmt: skip
 KV_RESYNCS = Counter(
@@ -62,6 +63,20 @@ STALLED = Gauge(
     "penstock_workers_stalled", "Workers that have requests and make no progress.", ("model",)
 )
 CONNECTED = Gauge("penstock_workers_connected", "Workers that can take requests.", ("model",))
+
+
+def begin_model(model: str) -> None:
+    """Begin at 0 what may go wrong: to Prometheus the first value of a series is no increase."""
+    RETRIES.labels(model)
+    KV_RESYNCS.labels(model)
+    STALLED.labels(model)
+
+
+def forget_model(model: str) -> None:
+    """Remove the series that tell how things stand with a model that is served here no more."""
+    for gauge in (CONNECTED, STALLED, INDEX_EVICTED):
+        with suppress(KeyError):
+            gauge.remove(model)
 
 
 def forget_worker(model: str, worker: str, policy: str) -> None:

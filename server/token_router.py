@@ -19,11 +19,11 @@ from runtime.errors import (
 )
 from runtime.rpc import CallInfo
 from server.fleet import Fleet
-from server.fleet_service import best_worker_response
 from server.metrics import CANCELS, RETRIES
 from server.models import ServedModel
 from server.routing import choose, route_report
 from server.worker_link import WorkerLink
+from wire.routes import best_worker_response
 from wire.token_contract import decode_token_request
 from wire.tokens import TokenDelta, TokenRequest, TokenSink
 

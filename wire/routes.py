@@ -2,6 +2,8 @@
 
 import msgspec
 
+from wire import penstock_pb2 as pb
+
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """The place that was chosen. `cost` is in KV blocks, the lower the better.
@@ -53,3 +55,26 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
 
     active_decode_blocks: float | None = None
     active_prefill_tokens: int | None = None
+
+
+def best_worker_response(report: RouteReport) -> pb.BestWorkerResponse:
+    """Write a report as the answer of BestWorker."""
+    return pb.BestWorkerResponse(
+        worker_id=report.worker_id,
+        data_parallel_rank=report.data_parallel_rank,
+        address=report.address,
+        overlap_blocks=report.overlap_blocks,
+        prompt_blocks=report.prompt_blocks,
+        candidates=[
+            pb.RouteCandidate(
+                worker_id=it.worker_id,
+                data_parallel_rank=it.data_parallel_rank,
+                overlap_blocks=it.overlap_blocks,
+                cost=it.cost,
+                active_blocks=it.active_blocks,
+                prefill_tokens=it.prefill_tokens,
+                busy=it.busy,
+            )
+            for it in report.candidates
+        ],
+    )

@@ -19,15 +19,14 @@ from tests.operations_page import ROOT, documented_metrics
 from tests.prometheus_binaries import prometheus_binary
 from tests.waiting import wait_until
 
-# Three processes are started before the first of them.
+# Four processes are started before the first of them.
 pytestmark = pytest.mark.timeout(180)
 
 DEPLOY = ROOT / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
-KINDS = ("frontend", "worker", "gateway")
+KINDS = ("frontend", "router", "worker", "gateway")
 # Families without a series after `Observed.ask`, and expressions over them without data.
 UNSEEN = {
-    "penstock_request_retries_total": "no worker is lost before a first token",
     "penstock_scrape_failures_total": "only a parent of several processes has children",
 }
 UNSEEN_IN_A_GATEWAY = {
@@ -199,6 +198,15 @@ def test_every_panel_has_data(scraped: Prometheus, front: str) -> None:
         # `process` is there only where several processes have one status port.
         named = set(re.findall(r"{{(\w+)}}", target["legendFormat"])) - {"process"}
         assert all(named <= it["metric"].keys() for it in found), (title, target)
+
+
+def test_the_dashboard_tells_which_share_of_the_prompts_was_cached(scraped: Prometheus) -> None:
+    (target,) = [it for title, it in panel_targets({"Router"}) if title.startswith("Prompt blocks")]
+    found = scraped.query(filled_in(target["expr"], "frontend"))
+    shares = {it["metric"]["job"]: float(it["value"][1]) for it in found}
+    # The router is asked each prompt twice, and knows of it the second time.
+    assert shares["penstock-router"] == pytest.approx(0.5)
+    assert shares.keys() == {"penstock-router", "penstock-frontend"}
 
 
 def panel_targets(rows: set[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
