@@ -38,6 +38,7 @@ def test_a_rule_says_what_it_asks_who_says_so_and_which_tests_show_it(rule: str)
 
 def test_no_rule_stands_twice() -> None:
     tree = yaml.compose(TABLE)
+    assert isinstance(tree, yaml.MappingNode)
     names = [key.value for key, _ in tree.value]
     assert len(names) == len(set(names)) == len(RULES)
 
