@@ -185,10 +185,20 @@ def _elements(tensor: InputBody) -> list[Any]:
 
 
 def _flat(data: list[Any]) -> list[Any]:
-    check_nesting(data, "data")
-    while any(isinstance(it, list) for it in data):
-        data = [leaf for it in data for leaf in (it if isinstance(it, list) else (it,))]
-    return data
+    """The leaves of nested lists in order, in one pass however deep they are."""
+    if list not in set(map(type, data)):
+        return data
+    leaves: list[Any] = []
+    open_lists = [iter(data)]
+    while open_lists:
+        for item in open_lists[-1]:
+            if isinstance(item, list):
+                open_lists.append(iter(item))
+                break
+            leaves.append(item)
+        else:
+            open_lists.pop()
+    return leaves
 
 
 def _bad(tensor: InputBody, what: str) -> InvalidRequest:

@@ -1,8 +1,9 @@
 """KServe v2 over HTTP: what gRPC offers to text clients, as JSON, over any Backend."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from fastapi import FastAPI
@@ -40,6 +41,10 @@ EXTENSIONS = (
 _MODEL = "/v2/models/{name:path}"
 _VERSION = _MODEL + "/versions/{asked}"
 _TAG = "kserve"
+_LONG_BODY_BYTES = 128 * 1024
+_INDEX_BYTES = 4096
+_INDEX_S = 10.0
+_T = TypeVar("_T")
 _Handler = Callable[..., Awaitable[Response]]
 
 
@@ -123,26 +128,35 @@ def _add_inference(app: FastAPI, backend: Backend, config: GatewayConfig) -> Non
     async def infer(request: Request, name: str, asked: str = "") -> Response:
         source = origin_of(request, "infer", config.request_timeout_s)
         data, behind = _parted(await read(request, binary=True), request)
-        body = decode_json(data, InferBody)
-        shown, run, selection = _decoded(infer_message(body, behind, name, asked), source)
-        answer = InferAnswer(shown, selection, body.wants_binary)
-        return GenerationResponse(backend, [run], as_body(answer, config.retry_after_s))
+
+        def decode() -> tuple[InferBody, _Decoded]:
+            body = decode_json(data, InferBody)
+            return body, _decoded(infer_message(body, behind, name, asked), source)
+
+        body, it = await _off_loop(decode, len(data) + len(behind))
+        answer = InferAnswer(it.shown, it.selection, body.wants_binary)
+        return GenerationResponse(backend, [it.run], as_body(answer, config.retry_after_s))
+
+    async def generation(request: Request, name: str, asked: str, *, stream: bool) -> _Decoded:
+        source = origin_of(request, "generate", config.request_timeout_s)
+        data = await read(request)
+
+        def decode() -> _Decoded:
+            body = decode_json(data, dict[str, Any])
+            message = generate_message(body, name, asked, stream=stream)
+            return _decoded(message, source, stream=stream)
+
+        return await _off_loop(decode, len(data))
 
     async def generate(request: Request, name: str, asked: str = "") -> Response:
-        source = origin_of(request, "generate", config.request_timeout_s)
-        body = decode_json(await read(request), dict[str, Any])
-        message = generate_message(body, name, asked, stream=False)
-        shown, run, selection = _decoded(message, source)
-        answer = GenerateAnswer(shown, selection)
-        return GenerationResponse(backend, [run], as_body(answer, config.retry_after_s))
+        it = await generation(request, name, asked, stream=False)
+        answer = GenerateAnswer(it.shown, it.selection)
+        return GenerationResponse(backend, [it.run], as_body(answer, config.retry_after_s))
 
     async def generate_stream(request: Request, name: str, asked: str = "") -> Response:
-        source = origin_of(request, "generate", config.request_timeout_s)
-        body = decode_json(await read(request), dict[str, Any])
-        message = generate_message(body, name, asked, stream=True)
-        shown, run, selection = _decoded(message, source, stream=True)
-        events = GenerateEvents(shown, selection)
-        return GenerationResponse(backend, [run], as_events(events, config.retry_after_s))
+        it = await generation(request, name, asked, stream=True)
+        events = GenerateEvents(it.shown, it.selection)
+        return GenerationResponse(backend, [it.run], as_events(events, config.retry_after_s))
 
     for end, handler, summary in (
         ("/infer", infer, "Answer tensors with tensors"),
@@ -153,10 +167,20 @@ def _add_inference(app: FastAPI, backend: Backend, config: GatewayConfig) -> Non
             app.post(path + end, summary=summary, tags=[_TAG], **describe_kserve(end))(handler)
 
 
-def _decoded(
-    message: ModelInferRequest, source: Origin, *, stream: bool = False
-) -> tuple[GenerateRequest, GenerateRequest, OutputSelection]:
+class _Decoded(NamedTuple):
     """The request as its answer names it, as the backend gets it, and what the answer holds."""
+
+    shown: GenerateRequest
+    run: GenerateRequest
+    selection: OutputSelection
+
+
+async def _off_loop(decode: Callable[[], _T], size: int) -> _T:
+    """Decode a body of so many bytes; in a thread when it may take longer than a step."""
+    return decode() if size < _LONG_BODY_BYTES else await asyncio.to_thread(decode)
+
+
+def _decoded(message: ModelInferRequest, source: Origin, *, stream: bool = False) -> _Decoded:
     check_version(message.model_name, message.model_version)
     metadata = {} if source.traceparent is None else {"traceparent": source.traceparent}
     info = CallInfo(
@@ -178,7 +202,7 @@ def _decoded(
         data_parallel_rank=source.data_parallel_rank if rank is None else rank,
         explain_route=shown.explain_route or source.explain_route,
     )
-    return shown, run, selection
+    return _Decoded(shown, run, selection)
 
 
 def _parted(body: bytes, request: Request) -> tuple[bytes, bytes]:
@@ -193,10 +217,6 @@ def _parted(body: bytes, request: Request) -> tuple[bytes, bytes]:
             param=HEADER_LENGTH,
         )
     return body[: int(text)], body[int(text) :]
-
-
-_INDEX_BYTES = 4096
-_INDEX_S = 10.0
 
 
 class _IndexBody(msgspec.Struct, frozen=True):

@@ -338,6 +338,16 @@ async def test_what_the_routing_refuses_has_kserves_form_too() -> None:
     assert all(isinstance(answer.json()["error"], str) for answer in answers)
 
 
+async def test_a_long_body_is_read_in_full_or_refused() -> None:
+    ids = {"name": "input_ids", "datatype": "INT32", "data": [[it] for it in range(50_000)]}
+    backend = ScriptedBackend()
+    async with serving(backend) as http:
+        answer = await http.post(INFER, json={"inputs": [{**ids, "shape": [50_000]}]})
+        refused = await http.post(INFER, json={"inputs": [{**ids, "shape": [49_999]}]})
+    assert (answer.status_code, refused.status_code) == (200, 400)
+    assert list(backend.requests[0].prompt_token_ids or ()) == list(range(50_000))
+
+
 async def test_json_that_nests_too_deep_is_refused() -> None:
     deep = json.loads("[" * 400 + "]" * 400)
     async with serving(ScriptedBackend()) as http:
