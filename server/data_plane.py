@@ -216,7 +216,7 @@ class DataPlane:
         model = self._fleet.model(request.model)
         record.known_as(model.card.name)
         if not model.ready:
-            raise ModelNotReady(f"model {request.model!r} has no ready worker", param="model")
+            raise ModelNotReady(f"model {model.card.name!r} has no ready worker", param="model")
         if self._config.max_in_flight and len(self._flights) >= self._config.max_in_flight:
             raise Overloaded(f"{len(self._flights)} requests are in flight; try again later")
         return model

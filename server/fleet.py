@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from router.router import BusyThresholds, WorkerJoined, WorkerLeft, WorkerStalled
-from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
+from runtime.discovery import Change, Delete, Discovery, Put, Record, Snapshot
 from runtime.errors import (
     InvalidConfig,
     ModelAlreadyExists,
@@ -27,6 +27,7 @@ from server.metrics import (
     INDEX_EVICTED,
     STALLED,
     begin_model,
+    forget_index,
     forget_model,
     forget_worker,
 )
@@ -88,7 +89,8 @@ class Fleet:
         self._thresholds = SharedThresholds(config.thresholds_file)
         self._members: dict[str, _Member] = {}
         self._refused: dict[str, Record] = {}
-        self._expiries: dict[str, asyncio.TimerHandle] = {}
+        self._expiries: dict[str, asyncio.Task[None]] = {}
+        self._changing = asyncio.Lock()
         self._synced = asyncio.Event()
         for name in config.expected_models:
             CONNECTED.labels(name).set(0)
@@ -129,24 +131,24 @@ class Fleet:
 
     async def run(self) -> None:
         """Follow discovery until cancelled."""
-        try:
-            async with (
-                asyncio.TaskGroup() as group,
-                aclosing(self._discovery.watch(instance_kind(self._config.namespace))) as changes,
-            ):
-                group.create_task(self._look_after(), name="looks after workers")
-                async for change in changes:
-                    match change:
-                        case Snapshot(records=records):
-                            await self._replace(group, records)
-                            self._synced.set()
-                        case Put(record=record):
-                            await self._put(group, record)
-                        case Delete(id=instance_id):
-                            await self._delete(group, instance_id)
-        finally:
-            for expiry in self._expiries.values():
-                expiry.cancel()
+        async with (
+            asyncio.TaskGroup() as group,
+            aclosing(self._discovery.watch(instance_kind(self._config.namespace))) as changes,
+        ):
+            group.create_task(self._look_after(), name="looks after workers")
+            async for change in changes:
+                async with self._changing:
+                    await self._apply(group, change)
+
+    async def _apply(self, group: asyncio.TaskGroup, change: Change) -> None:
+        match change:
+            case Snapshot(records=records):
+                await self._replace(group, records)
+                self._synced.set()
+            case Put(record=record):
+                await self._put(group, record)
+            case Delete(id=instance_id):
+                await self._delete(group, instance_id)
 
     async def _replace(self, group: asyncio.TaskGroup, records: tuple[Record, ...]) -> None:
         known = self._members.keys() | self._refused.keys()
@@ -157,8 +159,11 @@ class Fleet:
 
     async def _delete(self, group: asyncio.TaskGroup, instance_id: str) -> None:
         self._refused.pop(instance_id, None)
-        self._drop(instance_id)
-        # Who was refused because of others may serve when they have left.
+        self._drop(group, instance_id)
+        await self._try_refused(group)
+
+    async def _try_refused(self, group: asyncio.TaskGroup) -> None:
+        """Who was refused because of others may serve when they have left."""
         for record in list(self._refused.values()):
             await self._put(group, record)
 
@@ -171,7 +176,14 @@ class Fleet:
         known = self._members.get(record.id)
         if known is not None and known.link.instance == instance:
             return
-        self._drop(record.id)
+        changed = self._drop(group, record.id)
+        await self._join(group, record, instance)
+        if changed:
+            await self._try_refused(group)
+
+    async def _join(
+        self, group: asyncio.TaskGroup, record: Record, instance: WorkerInstance
+    ) -> None:
         again = self._refused.pop(record.id, None) == record
         try:
             model = await self._model_for(instance.card)
@@ -258,40 +270,39 @@ class Fleet:
             task=group.create_task(link.run(), name=f"link {instance.instance_id}"),
         )
 
-    def _drop(self, instance_id: str) -> None:
+    def _drop(self, group: asyncio.TaskGroup, instance_id: str) -> bool:
+        """Let go of a worker; returns whether it was in use."""
         member = self._members.pop(instance_id, None)
         if member is None:
-            return
+            return False
         log.info("worker %s has left", instance_id)
         model = member.model
+        left = [link.instance.card for link in self.links_of(model)]
+        model.fit(left)
         self._unlink(member.link, model)
         if not member.link.retire():
             member.task.cancel()
         forget_worker(model.card.name, instance_id, self._config.routing.policy)
         self._count_stalled(model)
-        left = [link.instance.card for link in self.links_of(model)]
-        model.fit(left)
-        if not left:
-            self._expire_later(model)
+        self._tell_ready()  # it may have had an alias that nobody else has
+        name = model.card.name
+        if not left and name not in self._config.expected_models:
+            self._expiries[name] = group.create_task(
+                self._expire(group, name), name=f"model {name}"
+            )
+        return True
 
-    def _expire_later(self, model: ServedModel) -> None:
+    async def _expire(self, group: asyncio.TaskGroup, name: str) -> None:
         """A model whose last worker has left stays known for a while: it may be restarting."""
-        name = model.card.name
-        if name in self._config.expected_models:
-            return
-        loop = asyncio.get_running_loop()
-        self._expiries[name] = loop.call_later(
-            self._config.model_linger_s, lambda: self._forget(model)
-        )
-
-    def _forget(self, model: ServedModel) -> None:
-        name = model.card.name
-        del self._expiries[name]
-        self._models.remove(name)
-        log.info("model %s is forgotten: it had no worker for %g s", name,
-                 self._config.model_linger_s)  # fmt: skip
-        forget_model(name)
-        self._tell_ready()
+        await asyncio.sleep(self._config.model_linger_s)
+        async with self._changing:
+            del self._expiries[name]
+            self._models.remove(name)
+            log.info("model %s is forgotten: it had no worker for %g s", name,
+                     self._config.model_linger_s)  # fmt: skip
+            forget_model(name)
+            self._tell_ready()
+            await self._try_refused(group)
 
     def _link_changed(self, link: WorkerLink) -> None:
         member = self._members.get(link.instance.instance_id)
@@ -310,12 +321,15 @@ class Fleet:
                 block_size=instance.card.block_size,
             )
         )
+        if member.progress.stalled:  # a router that hears of a worker anew knows nothing of it
+            model.router.observe(WorkerStalled(instance.instance_id, stalled=True))
         self._tell(model)
 
     def _unlink(self, link: WorkerLink, model: ServedModel) -> None:
         worker_id = link.instance.instance_id
         if model.links.pop(worker_id, None) is not None:
             model.router.observe(WorkerLeft(worker_id))
+            forget_index(model.card.name, worker_id)
             self._tell(model)
 
     def _tell(self, model: ServedModel) -> None:

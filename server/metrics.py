@@ -83,5 +83,10 @@ def forget_worker(model: str, worker: str, policy: str) -> None:
     """Remove the series of a worker that has left: ids are never used again."""
     with suppress(KeyError):
         DECISIONS.remove(model, worker, policy)
+    forget_index(model, worker)
+
+
+def forget_index(model: str, worker: str) -> None:
+    """Remove what an index holds of a worker that cannot be reached."""
     with suppress(KeyError):
         INDEX_BLOCKS.remove(model, worker)

@@ -1,5 +1,6 @@
 """Busy thresholds that were set at run time, the same for all front doors of one group."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,9 @@ from filelock import FileLock
 
 from wire.routes import Thresholds
 
+log = logging.getLogger(__name__)
+# Others hold it for a millisecond.
+_LOCK_S = 2.0
 _decode = msgspec.json.Decoder(dict[str, Thresholds]).decode
 
 
@@ -32,7 +36,7 @@ class SharedThresholds:
         if self._path is None:
             self._known[model] = thresholds
             return
-        with FileLock(self._path.with_suffix(".lock")):
+        with FileLock(self._path.with_suffix(".lock"), timeout=_LOCK_S):
             self.look()
             self._known[model] = thresholds
             self._write(self._path, self._known)
@@ -49,7 +53,12 @@ class SharedThresholds:
         if seen == self._seen:
             return False
         self._seen = seen
-        self._known = _decode(self._path.read_bytes())
+        try:
+            self._known = _decode(self._path.read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            # Raised further, it would end the front door.
+            log.warning("busy thresholds stay as they are: %s: %s", self._path, error)
+            return False
         return True
 
     def _write(self, path: Path, known: Mapping[str, Thresholds]) -> None:
