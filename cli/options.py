@@ -131,7 +131,7 @@ class FrontOptions(GrpcServerOptions, RoutingOptions, DiscoveryOptions, FleetOpt
             raise InvalidConfig("--no-http and --no-grpc together leave nothing to serve")
         if self.shared_memory and self.processes > 1:
             raise InvalidConfig(
-                "--shared-memory: a region would be known to one of --processes only",
+                "a region would be known to one process only: not with --processes above 1",
                 param="shared_memory",
             )
 

@@ -79,7 +79,7 @@ class SharedMemory:
     def __init__(self) -> None:
         if not _FOLDER.is_dir():
             raise InvalidConfig(
-                f"--shared-memory needs {_FOLDER}, which {sys.platform} does not have here",
+                f"shared memory needs {_FOLDER}, which {sys.platform} does not have here",
                 param="shared_memory",
             )
         self._regions: dict[tuple[str | None, str], Region] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import np_to_triton_dtype
 
 from router.settings import RouterSettings
 from runtime.grpc_client import RpcChannel
@@ -238,16 +238,6 @@ async def test_a_malformed_tensor_is_an_invalid_argument_of_the_unary_rpc(
     assert getattr(caught.value, "code", None) == INVALID_ARGUMENT
 
 
-async def test_load_tools_find_every_tensor_in_metadata_and_configuration(client: Any) -> None:
-    metadata = await client.get_model_metadata("sim")
-    config = (await client.get_model_config("sim")).config
-    assert config.model_transaction_policy.decoupled
-    assert {it.name for it in metadata.outputs} == {it.name for it in config.output}
-    requested = [triton.InferRequestedOutput(it.name) for it in metadata.outputs]
-    answer = await run(client, tensor("text_input", "Hi"), outputs=requested)
-    assert [it.name for it in answer.get_response().outputs] == ["text_output"]
-
-
 @pytest.mark.parametrize("sequence", [7, "conversation"])
 async def test_requests_of_a_sequence_go_to_one_worker_until_its_end(
     model_folder: Path, sequence: int | str
@@ -271,10 +261,3 @@ async def test_requests_of_a_sequence_go_to_one_worker_until_its_end(
         assert await worker_of(sequence, end=True) == home
         assert len({await worker_of(sequence, end=True) for _ in range(3)}) == 3
         await channel.close()
-
-
-async def test_an_unknown_status_is_never_what_a_client_gets(client: Any) -> None:
-    with pytest.raises(InferenceServerException) as caught:
-        await run(client, tensor("text_input", "Hi"), tensor("temperature", 3.0, np.float32))
-    assert "INVALID_ARGUMENT" in caught.value.status()
-    assert "temperature" in caught.value.message()

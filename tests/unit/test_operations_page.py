@@ -46,6 +46,7 @@ def test_every_outcome_is_explained() -> None:
     ours = {name for name in reasons(ServingError) if name not in {InvalidConfig.reason}}
     of_requests = ours - {
         "child_failed", "unknown_service", "discovery_failed", "model_already_exists",
+        "region_exists", "region_not_found",
     }  # fmt: skip
     assert of_requests | {OK} <= {words(row[0])[0] for row in rows("Outcome")}
 
