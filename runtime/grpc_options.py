@@ -70,9 +70,14 @@ class GrpcOptions:
         return [(name, _ms(age_s)) for name, age_s in ages.items() if age_s]
 
     def _streams(self) -> list[tuple[str, int]]:
-        args = []
+        args: list[tuple[str, int]] = []
         if self.max_concurrent_streams:
-            args.append(("grpc.max_concurrent_streams", self.max_concurrent_streams))
+            args += [
+                ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+                # It counts calls that have ended and are not freed yet, and so refuses rpcs of
+                # clients that keep to the limit.
+                ("grpc.http.overload_protection", 0),
+            ]
         if self.compression != "none":
             level = COMPRESSION_LEVELS.index(self.compression)
             args.append(("grpc.default_compression_level", level))
