@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,6 +20,7 @@ from runtime.errors import (
 from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
 from server.follower import WorkerFollower
+from server.member import Member
 from server.metrics import (
     CONNECTED,
     INDEX_BLOCKS,
@@ -51,17 +51,6 @@ def plain_channel(address: str) -> RpcChannel:
     return RpcChannel(address, rpc_types=rpc_types)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Member:
-    """A registered worker that is in use."""
-
-    link: WorkerLink
-    follower: WorkerFollower
-    progress: ProgressWatch
-    model: ServedModel
-    task: asyncio.Task[None]
-
-
 class Fleet:
     """All models and workers of this front door.
 
@@ -85,11 +74,12 @@ class Fleet:
         self._connect = connect
         self._load_text = load_text
         self._models = ModelManager()
-        self._thresholds = SharedThresholds(config.thresholds_file)
-        self._members: dict[str, _Member] = {}
+        self._thresholds = SharedThresholds(config.group_file("thresholds"))
+        self._members: dict[str, Member] = {}
         self._refused: dict[str, Record] = {}
         self._expiries: dict[str, asyncio.TimerHandle] = {}
         self._synced = asyncio.Event()
+        self._change = asyncio.Event()
         for name in config.expected_models:
             CONNECTED.labels(name).set(0)
 
@@ -115,6 +105,10 @@ class Fleet:
                 raise ModelNotReady(f"model {shown!r} is starting", param="model") from None
             raise
 
+    def name_of(self, name: str) -> str:
+        """The name of the model with this name or alias; `name` itself when there is none."""
+        return self._models.get(name).card.name if self._models.has(name) else name
+
     def is_ready(self) -> bool:
         """Whether at least one model has a worker."""
         return any(model.ready for model in self._models.list())
@@ -122,6 +116,16 @@ class Fleet:
     def links_of(self, model: ServedModel) -> list[WorkerLink]:
         """The links to a model's workers, connected or not; may be called by any thread."""
         return [it.link for it in list(self._members.values()) if it.model is model]
+
+    def state_of(self, model: ServedModel) -> tuple[str, str]:
+        """A model's state as RepositoryIndex has it, and the reason when it is not READY."""
+        states = {link.instance.state for link in self.links_of(model)}
+        return model.state(states)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition()`, which speaks of workers and their states, holds."""
+        while not condition():
+            await self._change.wait()
 
     async def wait_synced(self) -> None:
         """Wait until the first snapshot of discovery has been read."""
@@ -169,7 +173,8 @@ class Fleet:
             log.warning("ignoring worker record %s: %s", record.id, error)
             return
         known = self._members.get(record.id)
-        if known is not None and known.link.instance == instance:
+        if known is not None and known.take_over(instance):
+            self._link_changed(known.link)
             return
         self._drop(record.id)
         again = self._refused.pop(record.id, None) == record
@@ -235,7 +240,7 @@ class Fleet:
 
     def _begin(
         self, group: asyncio.TaskGroup, instance: WorkerInstance, model: ServedModel
-    ) -> _Member:
+    ) -> Member:
         follower = WorkerFollower(
             instance,
             model.router,
@@ -250,7 +255,7 @@ class Fleet:
             on_change=self._link_changed,
             alongside=follower.run,
         )
-        return _Member(
+        return Member(
             link=link,
             follower=follower,
             progress=ProgressWatch(self._config.worker_stall_s),
@@ -263,6 +268,7 @@ class Fleet:
         if member is None:
             return
         log.info("worker %s has left", instance_id)
+        self._wake()
         model = member.model
         self._unlink(member.link, model)
         if not member.link.retire():
@@ -298,8 +304,11 @@ class Fleet:
         if member is None or member.link is not link:
             return
         instance, model = link.instance, member.model
-        if not link.connected:
+        self._wake()
+        if not link.routable:
             self._unlink(link, model)
+            return
+        if instance.instance_id in model.links:
             return
         model.links[instance.instance_id] = link
         model.router.observe(
@@ -317,6 +326,11 @@ class Fleet:
         if model.links.pop(worker_id, None) is not None:
             model.router.observe(WorkerLeft(worker_id))
             self._tell(model)
+
+    def _wake(self) -> None:
+        """Let who waits for a change look again."""
+        self._change.set()
+        self._change = asyncio.Event()
 
     def _tell(self, model: ServedModel) -> None:
         CONNECTED.labels(model.card.name).set(len(model.links))
@@ -358,7 +372,7 @@ class Fleet:
                 INDEX_BLOCKS.labels(name, worker_id).set(count)
             INDEX_EVICTED.labels(name).set(stats.evicted)
 
-    def _stall_changed(self, worker_id: str, member: _Member) -> None:
+    def _stall_changed(self, worker_id: str, member: Member) -> None:
         stalled = member.progress.stalled
         if stalled:
             log.warning("worker %s makes no progress: others are preferred", worker_id)

@@ -1,5 +1,6 @@
 """The front door put together: fleet, data plane and KServe service."""
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -15,9 +16,15 @@ from server.data_plane import DataPlane
 from server.fleet import Connect, Fleet, plain_channel
 from server.fleet_service import FrontFleetService
 from server.kserve import KServeService
+from server.log_settings import LogSettings, Values
+from server.model_control import ModelControl
 from server.models import ServedModel
 from server.routing import RoutingDesk
+from server.shared_values import SharedValues
+from server.trace_settings import Own, TraceSettings
 from wire.generate import Backend, Routing
+
+_LOOK_S = 0.5
 
 
 class FrontDoor:
@@ -38,12 +45,23 @@ class FrontDoor:
     ) -> None:
         self._text_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text")
         self._fleet = Fleet(config, discovery, connect)
-        self._plane = DataPlane(
-            self._fleet, config, text_threads=self._text_threads, tracing=tracing, limits=limits
+        self._traces = TraceSettings(
+            collector=bool(tracing), shared=SharedValues(Own, config.group_file("traces"))
         )
+        self._logs = LogSettings(SharedValues(Values, config.group_file("logs")))
+        self._shares = config.group_folder is not None
+        self._plane = DataPlane(
+            self._fleet,
+            config,
+            text_threads=self._text_threads,
+            tracing=tracing,
+            limits=limits,
+            traces=self._traces,
+        )
+        control = ModelControl(self._fleet, config.model_control)
         desk = RoutingDesk(self._fleet, self._text_threads)
         self.services: list[Service] = [
-            KServeService(self._fleet, self._plane).service,
+            KServeService(self._fleet, self._plane, control, self._logs).service,
             FrontFleetService(desk).service,
         ]
         self.backend: Backend = self._plane
@@ -82,9 +100,19 @@ class FrontDoor:
     async def run(self) -> None:
         """Follow the fleet until cancelled."""
         try:
-            await self._fleet.run()
+            async with asyncio.TaskGroup() as tasks:
+                if self._shares:
+                    tasks.create_task(self._look_at_settings())
+                await self._fleet.run()
         finally:
             self._text_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _look_at_settings(self) -> None:
+        """Take over what clients have set at others of the group."""
+        while True:
+            self._traces.look()
+            self._logs.look()
+            await asyncio.sleep(_LOOK_S)
 
     def withdraw(self) -> None:
         """Say to all who ask that nothing is ready."""
