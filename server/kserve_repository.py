@@ -55,10 +55,8 @@ class RepositoryCalls:
                 raise _refused(name, f"only {UNLOAD_DEPENDENTS} is known")
             if value.WhichOneof("parameter_choice") != "bool_param":
                 raise InvalidRequest(f"{name} must be a bool", param=name)
-        model = await self._control.unload(_name_of(message))
-        return pb.RepositoryModelUnloadResponse(
-            model_name=model.card.name, isUnloaded=not model.ready
-        )
+        model, done = await self._control.unload(_name_of(message))
+        return pb.RepositoryModelUnloadResponse(model_name=model.card.name, isUnloaded=done)
 
 
 def _name_of(message: Any) -> str:

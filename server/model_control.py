@@ -46,17 +46,20 @@ class ModelControl:
             await self._heard(model, lambda: model.ready and not self._out(model, ids))
         return model
 
-    async def unload(self, name: str) -> ServedModel:
+    async def unload(self, name: str) -> tuple[ServedModel, bool]:
         """Let no worker of a model take requests; returns once the running ones have ended.
 
-        Whoever stops waiting does not stop the unloading. Raises as `load` does.
+        False when a later call has loaded it again meanwhile. Whoever stops waiting does not stop
+        the unloading. Raises as `load` does.
         """
         model = self._model(name)
         async with self._turns[model.card.name]:
             asked = await self._ask(model, CONTROL_UNLOAD)
             await self._heard(model, lambda: not self._in_state(model, asked, READY))
         await self._fleet.until(lambda: not self._in_state(model, asked, UNLOADING))
-        return model
+        ids = {link.instance.instance_id for link in asked}
+        present = [link.instance for link in self._fleet.links_of(model)]
+        return model, not any(it.state == READY and it.instance_id in ids for it in present)
 
     def _model(self, name: str) -> ServedModel:
         if self._mode != EXPLICIT:
