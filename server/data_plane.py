@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 
@@ -27,9 +26,9 @@ from server.config import FrontDoorConfig
 from server.fleet import Fleet
 from server.flight import Flight, token_request
 from server.generation import Generation
+from server.group_statistics import GroupStatistics
 from server.limits import deadline_of, stall_of, within_limits
 from server.metrics import CANCELS, RETRIES
-from server.model_statistics import ModelStatistics
 from server.models import ServedModel
 from server.request_trace import RequestTrace
 from server.routing import choose, route_request, shown_route
@@ -72,7 +71,7 @@ class DataPlane:
         self._giving_up = False
         self.withdrawn = False
         self.draining = False
-        self.statistics: defaultdict[str, ModelStatistics] = defaultdict(ModelStatistics)
+        self.statistics = GroupStatistics(config.group_folder)
         fleet.on_workers_change = self._admission.workers_changed
 
     @property
@@ -240,7 +239,7 @@ class DataPlane:
         now: float,
     ) -> None:
         if record.model != UNKNOWN_MODEL:
-            known = self.statistics[record.model]
+            known = self.statistics.own[record.model]
             known.ended(record, error, sent_s=sent_s, streamed=streamed, now=now)
 
     def _admit(self, request: GenerateRequest, record: RequestRecord) -> ServedModel:

@@ -1,6 +1,7 @@
 """The front door put together: fleet, data plane and KServe service."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from server.shared_values import SharedValues
 from server.trace_settings import Own, TraceSettings
 from wire.generate import Backend, Routing
 
+_LOG = logging.getLogger(__name__)
 _LOOK_S = 0.5
 
 
@@ -102,16 +104,20 @@ class FrontDoor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 if self._shares:
-                    tasks.create_task(self._look_at_settings())
+                    tasks.create_task(self._follow_group())
                 await self._fleet.run()
         finally:
             self._text_threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _look_at_settings(self) -> None:
-        """Take over what clients have set at others of the group."""
+    async def _follow_group(self) -> None:
+        """Take over what clients have set at others of the group; tell them what was counted."""
         while True:
-            self._traces.look()
-            self._logs.look()
+            try:
+                self._traces.look()
+                self._logs.look()
+                self._plane.statistics.share()
+            except OSError as error:
+                _LOG.warning("the group's folder cannot be used: %s", error)
             await asyncio.sleep(_LOOK_S)
 
     def withdraw(self) -> None:

@@ -1,12 +1,12 @@
 """ModelStatistics in the words of Triton's statistics extension."""
 
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from runtime.rpc import CallInfo
 from server.fleet import Fleet
+from server.group_statistics import GroupStatistics
 from server.kserve_infer import check_version
 from server.model_statistics import Durations, ModelStatistics, ResponseStatistics
 from wire import inference_pb2 as pb
@@ -18,11 +18,11 @@ FINAL_RESPONSE = "final"
 
 
 class StatisticsCalls:
-    """The handler of ModelStatistics; `known` holds the sums by model."""
+    """The handler of ModelStatistics."""
 
-    def __init__(self, fleet: Fleet, known: Mapping[str, ModelStatistics]) -> None:
+    def __init__(self, fleet: Fleet, statistics: GroupStatistics) -> None:
         self._fleet = fleet
-        self._known = known
+        self._statistics = statistics
 
     async def statistics(self, message: Any, info: CallInfo) -> Any:
         """ModelStatistics of one model, or of all when none is named; raises ModelNotFound."""
@@ -30,8 +30,7 @@ class StatisticsCalls:
         check_version(message.name, message.version)
         return pb.ModelStatisticsResponse(
             model_stats=[
-                encode_statistics(it.card.name, self._known.get(it.card.name) or ModelStatistics())
-                for it in models
+                encode_statistics(it.card.name, self._statistics.of(it.card.name)) for it in models
             ]
         )
 

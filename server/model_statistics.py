@@ -1,6 +1,6 @@
 """What ModelStatistics tells of each model, counted when requests end."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from runtime.errors import Cancelled, ServingError
 from runtime.request_record import RequestRecord
@@ -18,6 +18,10 @@ class Durations:
         self.count += 1
         self.ns += max(0, round(duration_s * 1e9))
 
+    def plus(self, other: "Durations") -> "Durations":
+        """Both together."""
+        return Durations(self.count + other.count, self.ns + other.ns)
+
 
 @dataclass(slots=True)
 class ResponseStatistics:
@@ -27,6 +31,12 @@ class ResponseStatistics:
     success: Durations = field(default_factory=Durations)
     fail: Durations = field(default_factory=Durations)
     cancel: Durations = field(default_factory=Durations)
+
+    def plus(self, other: "ResponseStatistics") -> "ResponseStatistics":
+        """Both together."""
+        return ResponseStatistics(
+            *(getattr(self, it.name).plus(getattr(other, it.name)) for it in fields(self))
+        )
 
     def end(self, error: ServingError | None, duration_s: float) -> None:
         """Count how it ended."""
@@ -60,6 +70,15 @@ class ModelStatistics:
     cache_miss: Durations = field(default_factory=Durations)
     first_response: ResponseStatistics = field(default_factory=ResponseStatistics)
     final_response: ResponseStatistics = field(default_factory=ResponseStatistics)
+
+    def plus(self, other: "ModelStatistics") -> "ModelStatistics":
+        """Both together."""
+        begun_s = [it.last_s for it in (self, other) if it.last_s is not None]
+        sums = [it.name for it in fields(self) if it.name != "last_s"]
+        return ModelStatistics(
+            max(begun_s, default=None),
+            *(getattr(self, name).plus(getattr(other, name)) for name in sums),
+        )
 
     def ended(
         self,
