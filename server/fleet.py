@@ -26,6 +26,7 @@ from server.metrics import (
     INDEX_BLOCKS,
     INDEX_EVICTED,
     STALLED,
+    UNLOADED,
     begin_model,
     forget_model,
     forget_worker,
@@ -35,7 +36,7 @@ from server.progress import ProgressWatch
 from server.text.codec import TextCodec
 from server.thresholds import SharedThresholds
 from server.worker_link import WorkerLink
-from wire.cards import ModelCard, WorkerInstance, instance_kind
+from wire.cards import READY, ModelCard, WorkerInstance, instance_kind
 from wire.pool import rpc_types
 from wire.routes import Thresholds
 
@@ -343,11 +344,11 @@ class Fleet:
             self.on_ready_change()
 
     async def _look_after(self) -> None:
-        """Find who makes no progress, and show the size of the routers' indexes."""
+        """Find who makes no progress, and show who is unloaded and how large the indexes are."""
         while True:
             await asyncio.sleep(_LOOK_S)
             now = time.monotonic()
-            self._show_index()
+            self._show_models()
             if self._thresholds.look():
                 for model in self._models.list():
                     self._apply_thresholds(model)
@@ -361,9 +362,11 @@ class Fleet:
                 ):
                     self._stall_changed(worker_id, member)
 
-    def _show_index(self) -> None:
+    def _show_models(self) -> None:
         for model in self._models.list():
             stats, name = model.router.stats(), model.card.name
+            out = [it for it in self.links_of(model) if it.instance.state != READY]
+            UNLOADED.labels(name).set(len(out))
             blocks = dict.fromkeys(model.links, 0)
             for place, count in stats.blocks.items():
                 if place.worker_id in blocks:

@@ -62,6 +62,9 @@ STALLED = Gauge(
     "penstock_workers_stalled", "Workers that have requests and make no progress.", ("model",)
 )
 CONNECTED = Gauge("penstock_workers_connected", "Workers that can take requests.", ("model",))
+UNLOADED = Gauge(
+    "penstock_workers_unloaded", "Workers whose model was unloaded by a client.", ("model",)
+)
 
 
 def begin_model(model: str) -> None:
@@ -69,11 +72,12 @@ def begin_model(model: str) -> None:
     RETRIES.labels(model)
     KV_RESYNCS.labels(model)
     STALLED.labels(model)
+    UNLOADED.labels(model)
 
 
 def forget_model(model: str) -> None:
     """Remove the series that tell how things stand with a model that is served here no more."""
-    for gauge in (CONNECTED, STALLED, INDEX_EVICTED):
+    for gauge in (CONNECTED, STALLED, UNLOADED, INDEX_EVICTED):
         with suppress(KeyError):
             gauge.remove(model)
 

@@ -62,6 +62,9 @@ class WorkerLink:
         self._retiring = False
         self._frames_metric = FRAMES.labels(instance.card.name)
         self._complaint = ""
+        self._controls = 0
+        self._uncontrolled = asyncio.Event()
+        self._uncontrolled.set()
 
     @property
     def routable(self) -> bool:
@@ -93,7 +96,14 @@ class WorkerLink:
         Raises ServingError: WorkerLost when it does not answer, Unsupported when it has no Control.
         """
         request = ControlRequest(action=action)
-        answer = await self._channel.unary(FLEET, "Control", request, timeout_s=timeout_s)
+        self._controls += 1
+        self._uncontrolled.clear()
+        try:
+            answer = await self._channel.unary(FLEET, "Control", request, timeout_s=timeout_s)
+        finally:
+            self._controls -= 1
+            if not self._controls:
+                self._uncontrolled.set()
         state: str = answer.state
         return state
 
@@ -138,7 +148,11 @@ class WorkerLink:
                         await self._hold()
         finally:
             self._lost("the front door let go of the worker")
-            await self._channel.close()
+            # Discovery may tell of a worker's new state, which ends this link, before its answer.
+            try:
+                await self._uncontrolled.wait()
+            finally:
+                await self._channel.close()
 
     async def _hold(self) -> None:
         """Relay one stream until it breaks; raises ServingError when it never worked."""

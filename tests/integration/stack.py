@@ -1,7 +1,7 @@
 """A whole fleet in one process and event loop: front door and simulated workers over real gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from runtime.api_keys import ApiKeys
 from runtime.discovery import Lease, Record
 from runtime.discovery_memory import MemoryDiscovery
 from runtime.grpc_server import GrpcServer
+from runtime.rpc import CallInfo
 from runtime.tls import ServerIdentity
 from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
@@ -27,8 +28,12 @@ from worker.service import WorkerService
 from worker.sim_engine import SimConfig, SimEngine
 
 
+async def _at_once() -> None:
+    """Nothing is waited for."""
+
+
 class SimWorker:
-    """One simulated worker on a port of its own."""
+    """One simulated worker on a port of its own. It waits for `before_answer` in Control."""
 
     def __init__(
         self,
@@ -43,9 +48,10 @@ class SimWorker:
         self.service = WorkerService(engine, card)
         self.control = ModelControl(self.service, self._announce)
         self.fleet = FleetService(
-            engine, draining=lambda: self.service.draining, control=self.control.control
+            engine, draining=lambda: self.service.draining, control=self._control
         )
         self.server = grpc_server(self.service.service, self.fleet.service, **(server or {}))
+        self.before_answer: Callable[[], Awaitable[None]] = _at_once
         self.lease: Lease | None = None
         self.address = ""
 
@@ -58,6 +64,11 @@ class SimWorker:
         """Register, as if just started."""
         value = msgspec.json.encode(self.instance())
         self.lease = await discovery.register(Record(kind=INSTANCE_KIND, id=self.name, value=value))
+
+    async def _control(self, message: Any, info: CallInfo) -> Any:
+        answer = await self.control.control(message, info)
+        await self.before_answer()
+        return answer
 
     async def _announce(self, state: str) -> None:
         assert self.lease is not None

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
@@ -90,16 +92,13 @@ async def test_tritonclient_unloads_and_loads_a_model(client: triton.InferenceSe
 
 
 async def test_kserve_names_the_model_in_field_1_and_is_told_what_happened(
-    channel: RpcChannel,
+    stack: Stack, channel: RpcChannel
 ) -> None:
-    """Field 1 is KServe's model_name, which Triton calls repository_name."""
-    asked = pb.RepositoryModelUnloadRequest(repository_name="sim")
-    answer = await call(channel, "RepositoryModelUnload", asked)
-    assert (answer.model_name, answer.isUnloaded) == ("sim", True)
-    answer = await call(
-        channel, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(repository_name="sim")
-    )
-    assert (answer.model_name, answer.isLoaded) == ("sim", True)
+    """As bytes: in KServe's messages field 1 is model_name, and field 2 of the answer a bool."""
+    async with grpc.aio.insecure_channel(stack.grpc) as raw:
+        for method in ("RepositoryModelUnload", "RepositoryModelLoad"):
+            send: Any = raw.unary_unary(f"/{KSERVE}/{method}")
+            assert await send(b"\x0a\x03sim", timeout=WAIT_S) == b"\x0a\x03sim\x10\x01"
     assert ids_of(await infer(channel, ask(stream=False)))
 
 
@@ -136,6 +135,34 @@ async def test_an_unload_loses_no_running_stream(stack: Stack, channel: RpcChann
     assert {len(ids) for ids in ids_by_request(answers).values()} == {60}
     assert stack.engine_load == 0
     assert await state(channel) == ("UNAVAILABLE", "unloaded")
+
+
+async def test_under_load_every_request_is_answered_in_full_or_told_to_come_back(
+    stack: Stack, channel: RpcChannel
+) -> None:
+    load = pb.RepositoryModelLoadRequest(model_name="sim")
+    answers: list[Any] = []
+
+    async def ask_on_and_on(stream: Any, name: str) -> None:
+        for number in range(25):
+            stream.send(ask(f"{name}-{number}", max_tokens=4, ignore_eos=True))
+            answers.extend(await read(stream))
+
+    async with AsyncExitStack() as streams, asyncio.TaskGroup() as tasks:
+        for name in "abcdefgh":
+            stream = await streams.enter_async_context(open_stream(channel))
+            tasks.create_task(ask_on_and_on(stream, name))
+        for _ in range(2):
+            await eventually(lambda: stack.engine_load > 4)
+            await call(channel, "RepositoryModelUnload", unload())
+            await call(channel, "RepositoryModelLoad", load)
+    errors = {it.infer_response.id: it.error_message for it in answers if it.error_message}
+    tokens = ids_by_request([it for it in answers if not it.error_message])
+    complete = {request_id for request_id, ids in tokens.items() if len(ids) == 4}
+    assert len(errors) + len(complete) == 200
+    assert not errors.keys() & complete
+    assert all("load" in text or "no ready worker" in text for text in errors.values()), errors
+    assert len(complete) > 50
 
 
 async def test_an_unload_whose_caller_goes_away_goes_on(stack: Stack, channel: RpcChannel) -> None:
@@ -176,6 +203,16 @@ async def test_calls_at_once_take_turns(stack: Stack, channel: RpcChannel) -> No
     states = {worker.control.state for worker in stack.workers}
     assert len(states) == 1
     assert stack.door.is_ready() == (states == {"ready"})
+
+
+async def test_discovery_may_tell_of_a_state_before_the_worker_answers(
+    stack: Stack, channel: RpcChannel
+) -> None:
+    await call(channel, "RepositoryModelUnload", unload())
+    for worker in stack.workers:
+        worker.before_answer = lambda: eventually(stack.door.is_ready)
+    load = pb.RepositoryModelLoadRequest(model_name="sim")
+    assert (await call(channel, "RepositoryModelLoad", load)).isLoaded
 
 
 async def test_a_worker_that_dies_is_not_waited_for(stack: Stack, channel: RpcChannel) -> None:
