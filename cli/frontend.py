@@ -145,6 +145,7 @@ class FrontendProcess:
             connect=worker_connector(config.worker_client_tls, config.open_fleet_token()),
         )
         self._bound: dict[str, object] = {}
+        self._shown_names: set[str] = set()
         self._grpc: GrpcServer | None = None
         self._http: HttpServer | None = None
         self._status: StatusServer | None = None
@@ -302,6 +303,8 @@ class FrontendProcess:
         stopping = self._stop.requested
         readiness = self._door.readiness()
         readiness |= {service.name: readiness[""] for service in self._door.services}
+        readiness = dict.fromkeys(self._shown_names - readiness.keys(), False) | readiness
+        self._shown_names |= readiness.keys()
         for name, ready in readiness.items():
             self._grpc.set_serving(name, ready and not stopping)
 

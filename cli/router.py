@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -169,8 +168,6 @@ class RouterProcess:
         _LOG.info("ready: %s on %s", model.card.name, address)
 
     async def _first_model(self) -> "ServedModel":
-        from runtime.errors import ServingError
-
         wanted = self._config.model_name
         changed = asyncio.Event()
         self._fleet.on_ready_change = changed.set
@@ -178,15 +175,21 @@ class RouterProcess:
         said = False
         while True:
             changed.clear()
-            with suppress(ServingError):
-                model = self._fleet.model(wanted or "")
-                if model.ready:
-                    self._fleet.on_ready_change = self._show_ready
-                    return model
+            model = self._ready_model()
+            if model is not None:
+                self._fleet.on_ready_change = self._show_ready
+                return model
             if not said:
                 said = True
                 _LOG.info("waiting for a worker of %s", wanted or "any model")
             await changed.wait()
+
+    def _ready_model(self) -> "ServedModel | None":
+        wanted = self._config.model_name
+        for model in self._fleet.models():
+            if model.ready and wanted in (None, model.card.name, *model.card.aliases):
+                return model
+        return None
 
     async def _open(self, model: "ServedModel", tasks: asyncio.TaskGroup) -> str:
         from cli.router_engine import RouterEngine
@@ -206,7 +209,9 @@ class RouterProcess:
         fleet_service = Service(
             name=FLEET,
             unary={"BestWorker": routing.best_worker, "Control": control.control},
-            streams={"WatchActiveLoad": lambda call: ActiveLoadCall(call, routing.model.router)},
+            streams={
+                "WatchActiveLoad": lambda call: ActiveLoadCall(call, lambda: routing.model.router)
+            },
         )
         self._grpc = GrpcServer(
             services=[self._service.service, fleet_service],

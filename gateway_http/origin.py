@@ -41,20 +41,25 @@ class Origin:
         return {it.name: getattr(self, it.name) for it in fields(self) if it.name != "request_id"}
 
 
-def origin_of(request: Request, kind: str, limit_s: float | None) -> Origin:
+def origin_of(
+    request: Request, kind: str, limit_s: float | None, *, dry_run: bool = False
+) -> Origin:
     """Read a generation request's headers; its id begins with `kind`.
 
     `x-request-timeout` is the client's limit in seconds; the server's own `limit_s` may be
-    shorter. Raises InvalidRequest naming the header.
+    shorter. The outcome of a `dry_run` counts as no request's. Raises InvalidRequest naming the
+    header.
     """
     exchange: Exchange = request.scope[EXCHANGE]
-    exchange.endpoint = request.scope["route"].path
+    endpoint = request.scope["route"].path
+    if not dry_run:
+        exchange.endpoint = endpoint
     headers = request.headers
     limits = [limit_s, _asked_timeout_s(headers.get(TIMEOUT_HEADER))]
     timeout_s = min((limit for limit in limits if limit is not None), default=None)
     return Origin(
         request_id=f"{kind}-{uuid.uuid4().hex}",
-        endpoint=exchange.endpoint,
+        endpoint=endpoint,
         timeout_s=timeout_s,
         deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
         traceparent=headers.get("traceparent"),

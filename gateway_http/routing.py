@@ -50,7 +50,7 @@ def add_routing(app: FastAPI, routing: Routing, config: GatewayConfig) -> None:
 
     @app.post("/v1/route", summary="Say where a request would go", tags=["routing"])
     async def route(request: Request) -> Response:
-        source = origin_of(request, "route", config.request_timeout_s)
+        source = origin_of(request, "route", config.request_timeout_s, dry_run=True)
         data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         asked: GenerateRequest
         if decode_json(data, _Chosen).messages is not None:

@@ -99,9 +99,11 @@ class RpcChannel:
             self._unary[service, method] = known
         start, parse = known
         call = start(message.SerializeToString(), timeout=timeout_s, metadata=self._pairs(metadata))
+        cancels = _cancels()
         try:
             data = await call
         except grpc.aio.AioRpcError as error:
+            _raise_if_cancelled_since(cancels)
             raise _end_of(call, error) from None
         return parse(data)
 
@@ -230,9 +232,11 @@ class ClientStream:
     async def __anext__(self) -> Any:
         if self._cancelled:
             raise Cancelled("the call was cancelled")
+        cancels = _cancels()
         try:
             data = await anext(self._responses)
         except grpc.aio.AioRpcError as error:
+            _raise_if_cancelled_since(cancels)
             status = self._status or error
             if status.code() is grpc.StatusCode.OK:
                 raise StopAsyncIteration from None
@@ -300,6 +304,22 @@ class ClientStream:
         except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             # The call is over; its status reaches the reader.
             self._queue.clear()
+
+
+def _cancels() -> int:
+    """Return how often the current task has been asked to cancel itself."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _raise_if_cancelled_since(cancels: int) -> None:
+    """Go on with a cancellation that grpc.aio has swallowed.
+
+    Its own task that begins a call catches it; when the call has failed at the same moment, its
+    status is raised in the place of CancelledError.
+    """
+    if _cancels() > cancels:
+        raise asyncio.CancelledError from None
 
 
 def _result(finished: Coroutine[Any, Any, T]) -> T:

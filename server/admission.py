@@ -20,8 +20,8 @@ class Admission:
     def __init__(self, config: FrontDoorConfig, start: Callable[[Flight], None]) -> None:
         self._config = config
         self._start = start
-        self._places: dict[str, Places[Flight]] = {}
-        self._filling: set[str] = set()
+        self._places: dict[ServedModel, Places[Flight]] = {}
+        self._filling: set[ServedModel] = set()
         self._closed = False
 
     @property
@@ -45,10 +45,11 @@ class Admission:
 
     def leave(self, flight: Flight) -> None:
         """Give up the place, or the wait for one; the next in the queue starts."""
-        places = self._places.get(flight.model.card.name)
+        places = self._places.get(flight.model)
         if places is not None:
             places.leave(flight)
             self._fill(places, flight.model)
+            self._drop_unused(flight.model, places)
 
     def close(self) -> None:
         """Start nobody any more: all are about to end."""
@@ -56,7 +57,7 @@ class Admission:
 
     def workers_changed(self, model: ServedModel) -> None:
         """More workers are more places; without any nobody shall wait."""
-        places = self._places.get(model.card.name)
+        places = self._places.get(model)
         if places is None:
             return
         if model.ready:
@@ -66,13 +67,19 @@ class Admission:
         for flight in places.everyone_waiting():
             error = ModelNotReady(f"model {name!r} has no ready worker", param="model")
             flight.generation.fail(error)
+        self._drop_unused(model, places)
+
+    def _drop_unused(self, model: ServedModel, places: Places[Flight]) -> None:
+        """A model without workers may never have one again: another of its name may come."""
+        if places.unused and not model.ready:
+            self._places.pop(model, None)
 
     def _places_of(self, model: ServedModel) -> Places[Flight]:
-        places = self._places.get(model.card.name)
+        places = self._places.get(model)
         if places is None:
             each = self._config.worker_concurrency
             places = Places(lambda: len(model.links) * each, self._config.queue_limit)
-            self._places[model.card.name] = places
+            self._places[model] = places
         return places
 
     def _waited_too_long(self, flight: Flight) -> None:
@@ -81,16 +88,15 @@ class Admission:
             flight.generation.fail(Overloaded(f"no place became free within {limit_s:g} s"))
 
     def _fill(self, places: Places[Flight], model: ServedModel) -> None:
-        name = model.card.name
-        if name in self._filling:
+        if model in self._filling:
             return  # a request that fails at its start leaves: the loop below goes on
-        self._filling.add(name)
+        self._filling.add(model)
         try:
             while not self._closed and (flight := places.next()) is not None:
                 self._start_queued(flight)
         finally:
-            self._filling.discard(name)
-        QUEUED.labels(name).set(places.waiting)
+            self._filling.discard(model)
+        QUEUED.labels(model.card.name).set(places.waiting)
 
     def _start_queued(self, flight: Flight) -> None:
         flight.record.end_wait(time.monotonic())

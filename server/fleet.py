@@ -9,7 +9,7 @@ from contextlib import aclosing
 import msgspec
 
 from router.router import BusyThresholds, WorkerJoined, WorkerLeft, WorkerStalled
-from runtime.discovery import Delete, Discovery, Put, Record, Snapshot
+from runtime.discovery import Change, Delete, Discovery, Put, Record, Snapshot
 from runtime.errors import (
     InvalidConfig,
     ModelAlreadyExists,
@@ -23,13 +23,13 @@ from server.follower import WorkerFollower
 from server.member import Member
 from server.metrics import (
     CONNECTED,
-    INDEX_BLOCKS,
-    INDEX_EVICTED,
     STALLED,
     UNLOADED,
     begin_model,
+    forget_index,
     forget_model,
     forget_worker,
+    show_index,
 )
 from server.models import ModelManager, ServedModel
 from server.progress import ProgressWatch
@@ -78,7 +78,8 @@ class Fleet:
         self._thresholds = SharedThresholds(config.group_file("thresholds"))
         self._members: dict[str, Member] = {}
         self._refused: dict[str, Record] = {}
-        self._expiries: dict[str, asyncio.TimerHandle] = {}
+        self._expiries: dict[str, asyncio.Task[None]] = {}
+        self._changing = asyncio.Lock()
         self._synced = asyncio.Event()
         self._change = asyncio.Event()
         for name in config.expected_models:
@@ -134,24 +135,24 @@ class Fleet:
 
     async def run(self) -> None:
         """Follow discovery until cancelled."""
-        try:
-            async with (
-                asyncio.TaskGroup() as group,
-                aclosing(self._discovery.watch(instance_kind(self._config.namespace))) as changes,
-            ):
-                group.create_task(self._look_after(), name="looks after workers")
-                async for change in changes:
-                    match change:
-                        case Snapshot(records=records):
-                            await self._replace(group, records)
-                            self._synced.set()
-                        case Put(record=record):
-                            await self._put(group, record)
-                        case Delete(id=instance_id):
-                            await self._delete(group, instance_id)
-        finally:
-            for expiry in self._expiries.values():
-                expiry.cancel()
+        async with (
+            asyncio.TaskGroup() as group,
+            aclosing(self._discovery.watch(instance_kind(self._config.namespace))) as changes,
+        ):
+            group.create_task(self._look_after(), name="looks after workers")
+            async for change in changes:
+                async with self._changing:
+                    await self._apply(group, change)
+
+    async def _apply(self, group: asyncio.TaskGroup, change: Change) -> None:
+        match change:
+            case Snapshot(records=records):
+                await self._replace(group, records)
+                self._synced.set()
+            case Put(record=record):
+                await self._put(group, record)
+            case Delete(id=instance_id):
+                await self._delete(group, instance_id)
 
     async def _replace(self, group: asyncio.TaskGroup, records: tuple[Record, ...]) -> None:
         known = self._members.keys() | self._refused.keys()
@@ -162,8 +163,11 @@ class Fleet:
 
     async def _delete(self, group: asyncio.TaskGroup, instance_id: str) -> None:
         self._refused.pop(instance_id, None)
-        self._drop(instance_id)
-        # Who was refused because of others may serve when they have left.
+        self._drop(group, instance_id)
+        await self._try_refused(group)
+
+    async def _try_refused(self, group: asyncio.TaskGroup) -> None:
+        """Who was refused because of others may serve when they have left."""
         for record in list(self._refused.values()):
             await self._put(group, record)
 
@@ -177,7 +181,14 @@ class Fleet:
         if known is not None and known.take_over(instance):
             self._link_changed(known.link)
             return
-        self._drop(record.id)
+        changed = self._drop(group, record.id)
+        await self._join(group, record, instance)
+        if changed:
+            await self._try_refused(group)
+
+    async def _join(
+        self, group: asyncio.TaskGroup, record: Record, instance: WorkerInstance
+    ) -> None:
         again = self._refused.pop(record.id, None) == record
         try:
             model = await self._model_for(instance.card)
@@ -264,41 +275,40 @@ class Fleet:
             task=group.create_task(link.run(), name=f"link {instance.instance_id}"),
         )
 
-    def _drop(self, instance_id: str) -> None:
+    def _drop(self, group: asyncio.TaskGroup, instance_id: str) -> bool:
+        """Let go of a worker; returns whether it was in use."""
         member = self._members.pop(instance_id, None)
         if member is None:
-            return
+            return False
         log.info("worker %s has left", instance_id)
         self._wake()
         model = member.model
+        left = [link.instance.card for link in self.links_of(model)]
+        model.fit(left)
         self._unlink(member.link, model)
         if not member.link.retire():
             member.task.cancel()
         forget_worker(model.card.name, instance_id, self._config.routing.policy)
         self._count_stalled(model)
-        left = [link.instance.card for link in self.links_of(model)]
-        model.fit(left)
-        if not left:
-            self._expire_later(model)
+        self._tell_ready()  # it may have had an alias that nobody else has
+        name = model.card.name
+        if not left and name not in self._config.expected_models:
+            self._expiries[name] = group.create_task(
+                self._expire(group, name), name=f"model {name}"
+            )
+        return True
 
-    def _expire_later(self, model: ServedModel) -> None:
+    async def _expire(self, group: asyncio.TaskGroup, name: str) -> None:
         """A model whose last worker has left stays known for a while: it may be restarting."""
-        name = model.card.name
-        if name in self._config.expected_models:
-            return
-        loop = asyncio.get_running_loop()
-        self._expiries[name] = loop.call_later(
-            self._config.model_linger_s, lambda: self._forget(model)
-        )
-
-    def _forget(self, model: ServedModel) -> None:
-        name = model.card.name
-        del self._expiries[name]
-        self._models.remove(name)
-        log.info("model %s is forgotten: it had no worker for %g s", name,
-                 self._config.model_linger_s)  # fmt: skip
-        forget_model(name)
-        self._tell_ready()
+        await asyncio.sleep(self._config.model_linger_s)
+        async with self._changing:
+            del self._expiries[name]
+            self._models.remove(name)
+            log.info("model %s is forgotten: it had no worker for %g s", name,
+                     self._config.model_linger_s)  # fmt: skip
+            forget_model(name)
+            self._tell_ready()
+            await self._try_refused(group)
 
     def _link_changed(self, link: WorkerLink) -> None:
         member = self._members.get(link.instance.instance_id)
@@ -320,12 +330,15 @@ class Fleet:
                 block_size=instance.card.block_size,
             )
         )
+        if member.progress.stalled:  # a router that hears of a worker anew knows nothing of it
+            model.router.observe(WorkerStalled(instance.instance_id, stalled=True))
         self._tell(model)
 
     def _unlink(self, link: WorkerLink, model: ServedModel) -> None:
         worker_id = link.instance.instance_id
         if model.links.pop(worker_id, None) is not None:
             model.router.observe(WorkerLeft(worker_id))
+            forget_index(model.card.name, worker_id)
             self._tell(model)
 
     def _wake(self) -> None:
@@ -364,16 +377,9 @@ class Fleet:
 
     def _show_models(self) -> None:
         for model in self._models.list():
-            stats, name = model.router.stats(), model.card.name
             out = [it for it in self.links_of(model) if it.instance.state != READY]
-            UNLOADED.labels(name).set(len(out))
-            blocks = dict.fromkeys(model.links, 0)
-            for place, count in stats.blocks.items():
-                if place.worker_id in blocks:
-                    blocks[place.worker_id] += count
-            for worker_id, count in blocks.items():
-                INDEX_BLOCKS.labels(name, worker_id).set(count)
-            INDEX_EVICTED.labels(name).set(stats.evicted)
+            UNLOADED.labels(model.card.name).set(len(out))
+            show_index(model.card.name, model.links, model.router.stats())
 
     def _stall_changed(self, worker_id: str, member: Member) -> None:
         stalled = member.progress.stalled

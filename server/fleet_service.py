@@ -4,7 +4,7 @@ from typing import Any
 
 from runtime.errors import ServingError
 from runtime.rpc import CallInfo, Service
-from server.kserve_infer import decode_request, in_kserve_terms
+from server.kserve_infer import in_kserve_terms, read_request
 from server.routing import RoutingDesk
 from wire.pool import FLEET
 from wire.routes import best_worker_response
@@ -18,7 +18,7 @@ class FrontFleetService:
         self.service = Service(name=FLEET, unary={"BestWorker": self._best_worker})
 
     async def _best_worker(self, message: Any, info: CallInfo) -> Any:
-        request, _ = decode_request(message.request, info, streaming_rpc=True)
+        request, _ = read_request(message.request, info, streaming_rpc=True)
         try:
             return best_worker_response(await self._desk.route(request))
         except ServingError as error:

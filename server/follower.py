@@ -34,6 +34,8 @@ from wire.penstock_pb2 import LoadReport, WatchLoadRequest
 from wire.pool import FLEET
 
 log = logging.getLogger(__name__)
+# Before a stream that has ended is opened again; the backoff begins with it.
+_PAUSE_S = 0.05
 
 
 class EventGap(ServingError):
@@ -43,8 +45,8 @@ class EventGap(ServingError):
 class WorkerFollower:
     """Follows one worker while the front door is connected to it.
 
-    `steps` moves while the engine makes progress, None until the worker has said so; `stalled` and
-    `draining` are the worker's own word. `now` gives monotonic seconds, the router's clock.
+    `steps` moves while the engine makes progress, None until the worker has said so; `stalled` is
+    the worker's own word. `now` gives monotonic seconds, the router's clock.
     """
 
     def __init__(
@@ -58,7 +60,6 @@ class WorkerFollower:
     ) -> None:
         self.steps: int | None = None
         self.stalled = False
-        self.draining = False
         self._instance = instance
         self._router = router
         self._kv_events = kv_events
@@ -85,11 +86,12 @@ class WorkerFollower:
                     retry=retry_if_exception(
                         lambda e: isinstance(e, ServingError) and not isinstance(e, Unsupported)
                     ),
-                    wait=wait_random_exponential(multiplier=0.05, max=self._retry_max_s),
+                    wait=wait_random_exponential(multiplier=_PAUSE_S, max=self._retry_max_s),
                     reraise=True,
                 ):
                     with attempt:
                         await once(channel)
+                await asyncio.sleep(_PAUSE_S)  # it may bring one message and end each time
         except Unsupported:
             log.info("worker %s does not tell its %s: it is chosen without", worker, what)
 
@@ -127,7 +129,7 @@ class WorkerFollower:
 
     def _take_load(self, report: LoadReport) -> None:
         now = self._now()
-        self.steps, self.stalled, self.draining = report.steps, report.stalled, report.draining
+        self.steps, self.stalled = report.steps, report.stalled
         for rank in report.ranks:
             self._router.observe(
                 LoadReported(
@@ -173,6 +175,7 @@ class WorkerFollower:
         if part.first:
             self._router.observe(BlocksCleared(place))
             self._positions.pop(place.rank, None)
+            KV_EVENTS.labels(self._instance.card.name, "snapshot").inc()
         self._router.observe(BlocksStored(place, part.hashes))
         if part.last:
             self._positions[place.rank] = position

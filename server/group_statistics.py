@@ -48,4 +48,5 @@ class GroupStatistics:
         if self._folder is None:
             return []
         paths = self._folder.glob(f"*{_SUFFIX}")
-        return [_decode(it.read_bytes()) for it in paths if it.name != self._name]
+        hidden = (".", self._name)
+        return [_decode(it.read_bytes()) for it in paths if not it.name.startswith(hidden)]

@@ -27,13 +27,20 @@ def check_version(name: str, asked: str) -> None:
         raise ModelNotFound(f"model {name!r} has no version {asked!r}", param="model_version")
 
 
-def decode_request(
+def read_request(
     message: Any, info: CallInfo, *, streaming_rpc: bool
 ) -> tuple[GenerateRequest, OutputSelection]:
     """Decode a request; raises ModelNotFound for a version there is not, or InvalidRequest."""
+    check_version(message.model_name, message.model_version)
+    return decode_text_request(message, info, streaming_rpc=streaming_rpc)
+
+
+def decode_request(
+    message: Any, info: CallInfo, *, streaming_rpc: bool
+) -> tuple[GenerateRequest, OutputSelection]:
+    """Decode a request and account for one that cannot be; raises what `read_request` does."""
     try:
-        check_version(message.model_name, message.model_version)
-        return decode_text_request(message, info, streaming_rpc=streaming_rpc)
+        return read_request(message, info, streaming_rpc=streaming_rpc)
     except ServingError as error:
         record_refusal(
             request_id=message.id,

@@ -1,8 +1,11 @@
 """What the front door counts besides requests (runtime/request_record.py)."""
 
+from collections.abc import Collection
 from contextlib import suppress
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from router.router import RouterStats
 
 DECISIONS = Counter(
     "penstock_router_decisions", "Requests sent to a worker.", ("model", "worker", "policy")
@@ -36,7 +39,8 @@ OVERLAP_BLOCKS = Counter(
 )
 KV_EVENTS = Counter(
     "penstock_router_kv_events",
-    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all cleared.",
+    "Changes in workers' KV caches that were applied: blocks stored, blocks removed, all"
+    " cleared; and snapshots that replaced all that was known.",
     ("model", "type"),
 )  # fmt: skip
 KV_RESYNCS = Counter(
@@ -86,5 +90,21 @@ def forget_worker(model: str, worker: str, policy: str) -> None:
     """Remove the series of a worker that has left: ids are never used again."""
     with suppress(KeyError):
         DECISIONS.remove(model, worker, policy)
+    forget_index(model, worker)
+
+
+def forget_index(model: str, worker: str) -> None:
+    """Remove what an index holds of a worker that cannot be reached."""
     with suppress(KeyError):
         INDEX_BLOCKS.remove(model, worker)
+
+
+def show_index(model: str, workers: Collection[str], stats: RouterStats) -> None:
+    """Show how many blocks a router knows of each of these workers."""
+    blocks = dict.fromkeys(workers, 0)
+    for place, count in stats.blocks.items():
+        if place.worker_id in blocks:
+            blocks[place.worker_id] += count
+    for worker_id, count in blocks.items():
+        INDEX_BLOCKS.labels(model, worker_id).set(count)
+    INDEX_EVICTED.labels(model).set(stats.evicted)

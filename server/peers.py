@@ -7,7 +7,7 @@ lost message costs nothing: the next one puts it right.
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -29,9 +29,12 @@ TELL_S = 0.1
 
 
 class ActiveLoadCall:
-    """One WatchActiveLoad call (a CallHandler): what runs here, whenever it has changed."""
+    """One WatchActiveLoad call (a CallHandler): what runs here, whenever it has changed.
 
-    def __init__(self, call: Call, router: Router) -> None:
+    `router` returns the model's present router; while it raises ServingError nothing runs here.
+    """
+
+    def __init__(self, call: Call, router: Callable[[], Router]) -> None:
         self._call = call
         self._router = router
         self._told: dict[Place, Active] | None = None
@@ -53,9 +56,15 @@ class ActiveLoadCall:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _active(self) -> dict[Place, Active]:
+        try:
+            return self._router().active()
+        except ServingError:
+            return {}
+
     def _tell(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(TELL_S, self._tell)
-        active = self._router.active()
+        active = self._active()
         if active == self._told or not self._call.writable:
             return
         self._told = active
@@ -76,7 +85,10 @@ class ActiveLoadCall:
 
 
 class Peers:
-    """Follows the other routers of `model` and tells `router` of their load."""
+    """Follows the other routers of `model` and tells its present `router` of their load.
+
+    While `router` raises ServingError there is nobody to tell.
+    """
 
     def __init__(
         self,
@@ -158,7 +170,8 @@ class Peers:
                 async for message in stream:
                     self._router().observe(PeerLoad(peer_id, _active(message)))
         finally:
-            self._router().observe(PeerLoad(peer_id, {}))
+            with suppress(ServingError):  # raised here it would take a cancellation's place
+                self._router().observe(PeerLoad(peer_id, {}))
         raise WorkerLost(f"router {peer_id} ended its stream")
 
 

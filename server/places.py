@@ -38,6 +38,11 @@ class Places(Generic[T]):
         """How many requests wait."""
         return len(self._waiting)
 
+    @property
+    def unused(self) -> bool:
+        """Whether nobody runs or waits."""
+        return not self._running and not self._waiting
+
     def enter(self, item: T, *, sequences: int, priority: int) -> bool:
         """Give `item` a place, True, or let it wait, False; raises Overloaded if it may not."""
         if not self._waiting and self._fits(sequences):

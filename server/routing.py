@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from router.router import BusyThresholds, Choice, RouteRequest
-from runtime.errors import ModelNotReady
+from runtime.errors import InvalidRequest, ModelNotReady, ServingError
 from server.fleet import Fleet
 from server.metrics import DECISION_TIME, DECISIONS, OVERLAP_BLOCKS, PROMPT_BLOCKS
 from server.models import ServedModel
@@ -38,7 +38,8 @@ def route_request(
 def choose(model: ServedModel, route: RouteRequest, policy: str) -> Choice:
     """Choose a place and account for the choice.
 
-    Raises ModelNotReady when there is none, Overloaded when all that may take it are busy.
+    Raises ModelNotReady when there is none, Overloaded when all that may take it are busy,
+    InvalidRequest for a rank that none has.
     """
     began_s = time.monotonic()
     choice = model.router.choose(route, began_s)
@@ -52,11 +53,15 @@ def choose(model: ServedModel, route: RouteRequest, policy: str) -> Choice:
     return choice
 
 
-def _no_place(model: ServedModel, route: RouteRequest) -> ModelNotReady:
+def _no_place(model: ServedModel, route: RouteRequest) -> ServingError:
+    name, rank = model.card.name, route.pinned_rank
     if route.pinned is not None and route.pinned not in model.links:
-        text = f"worker {route.pinned!r} does not serve {model.card.name} at present"
+        text = f"worker {route.pinned!r} does not serve {name} at present"
         return ModelNotReady(text, param="worker")
-    return ModelNotReady(f"model {model.card.name!r} has no ready worker", param="model")
+    if rank is not None and model.ready and not route.exclude:
+        text = f"data_parallel_rank: rank {rank} is one that no worker it may go to has"
+        return InvalidRequest(text, param="data_parallel_rank")
+    return ModelNotReady(f"model {name!r} has no ready worker", param="model")
 
 
 def shown_route(choice: Choice) -> Route:
@@ -71,7 +76,7 @@ def shown_route(choice: Choice) -> Route:
 
 
 def route_report(model: ServedModel, route: RouteRequest) -> RouteReport:
-    """Say where a request would go; raises ModelNotReady when no worker may take it."""
+    """Say where a request would go; raises ModelNotReady or InvalidRequest when nowhere."""
     candidates = model.router.explain(route, time.monotonic())
     if not candidates:
         raise _no_place(model, route)

@@ -1,5 +1,6 @@
 """What was set at run time, the same for all front doors of one group."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Generic, TypeVar
 import msgspec
 from filelock import FileLock
 
+log = logging.getLogger(__name__)
+# Others hold it for a millisecond.
+_LOCK_S = 2.0
 T = TypeVar("T")
 
 
@@ -38,7 +42,7 @@ class SharedValues(Generic[T]):
         if self._path is None:
             self._known[key] = value
             return
-        with FileLock(self._path.with_suffix(".lock")):
+        with FileLock(self._path.with_suffix(".lock"), timeout=_LOCK_S):
             self.look()
             self._known[key] = value
             self._write(self._path)
@@ -55,7 +59,12 @@ class SharedValues(Generic[T]):
         if seen == self._seen:
             return False
         self._seen = seen
-        self._known = self._decode(self._path.read_bytes())
+        try:
+            self._known = self._decode(self._path.read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            # Raised further, it would end the front door.
+            log.warning("what was set before stays: %s: %s", self._path, error)
+            return False
         return True
 
     def _write(self, path: Path) -> None:

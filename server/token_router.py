@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from router.router import RouteRequest
+from router.router import Choice, RouteRequest
 from runtime.errors import (
     Draining,
     InvalidRequest,
@@ -74,12 +74,9 @@ class TokenRouter:
         """Forget a request whose sink has had its end."""
         self._running.pop(request_id, None)
 
-    def place(self, model: ServedModel, route: RouteRequest) -> tuple[WorkerLink, int | None]:
-        """Choose a worker and count the request there; the rank is None where it has one only."""
-        choice = choose(model, route, self._policy)
-        link = model.links[choice.worker_id]
-        model.router.started(route, choice, time.monotonic())
-        return link, choice.rank if link.instance.data_parallel_size > 1 else None
+    def choose(self, model: ServedModel, route: RouteRequest) -> Choice:
+        """Choose a place; raises what server.routing.choose does."""
+        return choose(model, route, self._policy)
 
     async def best_worker(self, message: Any, info: CallInfo) -> Any:
         """BestWorker of penstock.FleetService, over requests in tokens."""
@@ -118,15 +115,15 @@ class _Routed:
 
     def send(self) -> None:
         """Give it to a worker; raises ServingError when there is none."""
-        request = self._request
-        link, rank = self._owner.place(self._model, _route(request, self._failed))
+        request, model = self._request, self._model
+        route = _route(request, self._failed)
+        choice = self._owner.choose(model, route)
+        link = model.links[choice.worker_id]
+        rank = choice.rank if link.instance.data_parallel_size > 1 else None
         asked = msgspec.structs.replace(request, data_parallel_rank=rank, pinned_worker=None)
-        try:
-            self._slot = link.submit(asked, self)
-        except ServingError:
-            self._model.router.finished(request.request_id, time.monotonic())
-            raise
+        self._slot = link.submit(asked, self)
         self._link = link
+        model.router.started(route, choice, time.monotonic())
 
     def put(self, delta: TokenDelta) -> None:
         """Hand a delta on."""
@@ -142,6 +139,8 @@ class _Routed:
 
     def fail(self, error: ServingError) -> None:
         """Try another worker, or hand the error on."""
+        if self._link is not None:
+            self._link.cancel(self._slot)  # unless it was the worker itself that ended it
         failed_at = self._leave()
         if isinstance(error, WorkerLost | Draining) and not self._has_token:
             self._failed |= {failed_at}

@@ -206,7 +206,7 @@ class WorkerLink:
                 continue
             if isinstance(delta, ServingError):
                 del self._sinks[slot]
-                sink.fail(delta)
+                self._fail(sink, delta)
             else:
                 self._put(slot, sink, delta)
 
@@ -216,7 +216,14 @@ class WorkerLink:
         except Exception:
             # It costs the one request: raised further, it would end the front door.
             log.exception("worker %s: slot %d failed", self.instance.instance_id, slot)
-            sink.fail(EngineFailed("the worker's answer could not be read"))
+            self._fail(sink, EngineFailed("the worker's answer could not be read"))
+
+    def _fail(self, sink: TokenSink, error: ServingError) -> None:
+        try:
+            sink.fail(error)
+        except Exception:
+            # The other requests must hear of their ends too.
+            log.exception("worker %s: a request could not be failed", self.instance.instance_id)
 
     def _lost(self, why: str) -> None:
         sinks, self._sinks = self._sinks, {}
@@ -224,7 +231,7 @@ class WorkerLink:
         if sinks:
             log.warning("%s; %d requests fail", error_text, len(sinks))
         for sink in sinks.values():
-            sink.fail(WorkerLost(error_text))
+            self._fail(sink, WorkerLost(error_text))
 
     def _end_if_retired(self) -> None:
         if self._retiring and not self._sinks and self._stream is not None:

@@ -271,6 +271,11 @@ class SimEngine:
         self._hanging = True
         self._stop_timer()
 
+    def resume(self) -> None:
+        """End a `hang`: what was taken meanwhile is answered."""
+        self._hanging = False
+        self._begin_step()
+
     def clear_cache(self) -> None:
         """Forget all stored blocks that no request holds."""
         self._cache.clear()

@@ -13,7 +13,7 @@ from gateway_http.app import create_app
 from gateway_http.config import GatewayConfig
 from gateway_http.http_server import HttpServer
 from runtime.access import Access
-from wire.generate import Backend
+from wire.generate import Backend, Routing
 
 WAIT_S = 5.0
 
@@ -24,11 +24,12 @@ async def serving(
     config: GatewayConfig | None = None,
     *,
     access: Access | None = None,
+    routing: Routing | None = None,
     verify: ssl.SSLContext | bool = True,
     **options: Any,
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """`verify` is the client's, `options` are the server's."""
-    app = create_app(backend, config or GatewayConfig(), access=access)
+    app = create_app(backend, config or GatewayConfig(), access=access, routing=routing)
     server = HttpServer(app, host="127.0.0.1", port=0, **options)
     url = await server.start()
     try:

@@ -87,6 +87,11 @@ class SimWorker:
             state=self.control.state,
         )
 
+    async def leave(self) -> None:
+        """Withdraw from discovery; what runs here goes on."""
+        assert self.lease is not None
+        await self.lease.withdraw()
+
     async def stop(self) -> None:
         self.fleet.end()
         await self.server.stop(0.0)

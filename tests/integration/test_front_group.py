@@ -90,6 +90,28 @@ def test_requests_spread_over_the_front_doors_and_are_counted_in_one_place(group
     assert set(metric(group, "process_start_time_seconds", at="http")) == {*MEMBERS, "serve"}
 
 
+def index_blocks(one: Running) -> dict[str, float]:
+    return metric(one, "penstock_router_index_blocks")
+
+
+def both_know(one: Running, *, least: float) -> bool:
+    """Whether each front door's router knows of the same, and of this many KV blocks."""
+    known = index_blocks(one)
+    return known.keys() == {"front-0", "front-1"} and least <= known["front-0"] == known["front-1"]
+
+
+def test_each_front_door_has_a_router_that_hears_of_every_kv_cache(group):
+    # Each goes through one of the two front doors: the other one learns of its blocks alike.
+    for number in range(4):
+        words = " ".join(f"word {number} {place}" for place in range(60))
+        chat(group.ready["http"], model="smollm2", max_tokens=4, messages=[user(words)])
+    wait_until(lambda: both_know(group, least=4 * 4), limit_s=10)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
 def test_busy_thresholds_set_in_one_front_door_hold_in_all(group):
     body = json.dumps({"model": "smollm2", "active_prefill_tokens_threshold": 4321}).encode()
     url = f"{group.ready['http']}/busy_threshold"
@@ -108,6 +130,8 @@ def test_a_killed_front_door_leaves_the_others_serving_and_comes_back(group):
     assert get(f"{group.ready['metrics']}/ready")[0] == 200
     wait_until(lambda: all_ready(group), limit_s=20)
     assert health(group)["processes"]["front-0"]["restarts"] == 1
+    # Its router has read from the workers what it had not heard.
+    wait_until(lambda: both_know(group, least=4 * 4), limit_s=10)
 
 
 def test_the_log_level_of_all_is_set_in_one_place(group):

@@ -11,8 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from runtime.discovery import Record
+from runtime.discovery_file import FileDiscovery
 from runtime.grpc_client import RpcChannel
 from tests.integration.kserve_client import ids_of, infer
 from tests.integration.test_cli import FREE, SIM, Running, chat, fails, get, penstock
@@ -20,6 +23,7 @@ from tests.integration.test_kv_routing import prompt, token_request
 from tests.waiting import wait_until
 from wire import inference_pb2 as pb
 from wire import penstock_pb2
+from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
 from wire.pool import FLEET, KSERVE, rpc_types
 
 MODEL = "smollm2"
@@ -153,6 +157,28 @@ def test_routers_restarted_under_load_fail_no_request(fleet: Fleet, tmp_path: Pa
             finally:
                 done.set()
             assert all(task.result(WAIT_S) > 0 for task in counting)
+
+
+def test_a_router_takes_the_first_model_that_has_a_worker_it_can_reach(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path / "discovery", ttl_s=60.0)
+    gone = WorkerInstance(
+        instance_id="a",
+        address="127.0.0.1:1",
+        card=ModelCard(name="gone", path="", context_length=8, vocab_size=8, block_size=8),
+        engine="sim",
+    )
+    value = msgspec.json.encode(gone)
+    flags = (FREE[0], FREE[2], f"--discovery-path={tmp_path}/discovery")
+    with (
+        asyncio.Runner() as runner,
+    ):
+        runner.run(discovery.register(Record(kind=INSTANCE_KIND, id="a", value=value)))
+        with (
+            penstock(tmp_path, "worker", MODEL, *SIM, *flags),
+            penstock(tmp_path, "router", *flags) as router,
+        ):
+            assert router.ready["models"] == [MODEL]
+        runner.run(discovery.close())
 
 
 def test_a_router_that_would_find_itself_does_not_start(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What a client's stream makes of a call's end when grpc.aio gives two accounts of it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -68,3 +70,33 @@ async def test_a_good_end_stays_one_when_a_write_comes_too_late() -> None:
 
 async def test_a_write_that_failed_without_a_status_is_an_error() -> None:
     assert isinstance(await read(LOST), InternalError)
+
+
+class SwallowingCall(EndedCall):
+    """A call that fails while its reader is being cancelled, and tells the failure alone."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        ended = super().__aiter__()
+        await anext(ended)
+        yield await anext(ended)
+
+
+async def test_a_reader_that_is_cancelled_as_the_call_fails_is_cancelled() -> None:
+    lost: Any = SwallowingCall((grpc.StatusCode.UNAVAILABLE, "connection refused"))
+    stream = ClientStream(lost, bytes)
+    begun = asyncio.Event()
+
+    async def wait_for_messages() -> None:
+        begun.set()
+        with suppress(ServingError):
+            async for _ in stream:
+                pass
+
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(wait_for_messages())
+        await begun.wait()
+        await asyncio.sleep(0)  # its first read waits
+        waiting.cancel()
+    assert waiting.cancelled()

@@ -36,3 +36,17 @@ def test_without_a_file_they_stay_here() -> None:
     alone.put("a", HALF)
     assert alone.of("a") == HALF
     assert not alone.look()
+
+
+def test_a_file_that_cannot_be_read_leaves_what_is_known_and_is_looked_at_when_it_changes(
+    tmp_path: Path,
+) -> None:
+    shared = SharedThresholds(tmp_path / "thresholds.json")
+    shared.put("m", Thresholds(active_prefill_tokens=5))
+    (tmp_path / "thresholds.json").write_bytes(b'{"m": 7')
+    assert not shared.look()
+    assert shared.of("m") == Thresholds(active_prefill_tokens=5)
+    SharedThresholds(tmp_path / "other.json").put("m", Thresholds(active_prefill_tokens=9))
+    (tmp_path / "other.json").rename(tmp_path / "thresholds.json")
+    assert shared.look()
+    assert shared.of("m") == Thresholds(active_prefill_tokens=9)

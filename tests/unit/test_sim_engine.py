@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import InvalidConfig, ServingError, WorkerLost
+from tests.waiting import eventually
 from wire.block_hash import prefix_hashes
 from wire.sampling import Sampling
 from wire.tokens import FinishReason, TokenDelta, TokenRequest
@@ -156,6 +157,23 @@ async def test_death_and_hanging_come_in_the_configured_step() -> None:
     assert not silent.deltas
     await hanging.close()
     assert isinstance(silent.error, WorkerLost)
+
+
+async def test_an_engine_that_moves_again_answers_what_it_took_and_what_it_had_begun() -> None:
+    engine = SimEngine(SimConfig(timing=SimTiming(step_ms=1)))
+    whole = await over(ask(engine, [1, 2, 3]))
+    begun = ask(engine, [1, 2, 3], "begun")
+    await eventually(lambda: bool(begun.deltas))
+    engine.hang()
+    heard = len(begun.deltas)
+    taken = ask(engine, [1, 2, 3], "taken")
+    with pytest.raises(TimeoutError):
+        await engine.probe(0.05)
+    assert len(begun.deltas) == heard
+    engine.resume()
+    for sink in (begun, taken):
+        assert (await over(sink)).ids() == whole.ids()
+    await engine.probe(1)
 
 
 async def test_prefill_and_decode_take_the_time_of_the_formula() -> None:
