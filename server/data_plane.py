@@ -12,7 +12,6 @@ from runtime.access import Limits, Unlimited
 from runtime.errors import (
     DeadlineExceeded,
     Draining,
-    ModelNotReady,
     Overloaded,
     ServingError,
     Stalled,
@@ -248,8 +247,7 @@ class DataPlane:
         model = self._fleet.model(request.model)
         record.known_as(model.card.name)
         if not model.ready:
-            _, why = self._fleet.state_of(model)
-            raise ModelNotReady(f"model {model.card.name!r} is not ready: {why}", param="model")
+            raise self._fleet.not_ready(model)
         if self._config.max_in_flight and len(self._flights) >= self._config.max_in_flight:
             raise Overloaded(f"{len(self._flights)} requests are in flight; try again later")
         return model

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from router.router import BusyThresholds, WorkerJoined, WorkerLeft, WorkerStalled
+from router.router import WorkerJoined, WorkerLeft, WorkerStalled
 from runtime.discovery import Change, Delete, Discovery, Put, Record, Snapshot
 from runtime.errors import (
     InvalidConfig,
@@ -121,8 +121,13 @@ class Fleet:
 
     def state_of(self, model: ServedModel) -> tuple[str, str]:
         """A model's state as RepositoryIndex has it, and the reason when it is not READY."""
-        states = {link.instance.state for link in self.links_of(model)}
-        return model.state(states)
+        return model.state({link.instance.state for link in self.links_of(model)})
+
+    def not_ready(self, model: ServedModel) -> ModelNotReady:
+        """The error of a request for a model that is not ready."""
+        _, reason = self.state_of(model)
+        verb = "is" if reason.endswith("unloaded") else "has"
+        return ModelNotReady(f"model {model.card.name!r} {verb} {reason}", param="model")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition()`, which speaks of workers and their states, holds."""
@@ -230,7 +235,7 @@ class Fleet:
         codec = await asyncio.to_thread(self._load_text, card)
         fresh = ServedModel(card, codec, self._config.make_router(card))
         begin_model(card.name)
-        self._apply_thresholds(fresh)
+        self._thresholds.apply(fresh)
         if known is None:
             self._models.add(fresh)
         else:
@@ -240,15 +245,7 @@ class Fleet:
     def set_thresholds(self, model: ServedModel, wanted: Thresholds) -> None:
         """Set a model's busy thresholds, here and in the other front doors of the group."""
         self._thresholds.put(model.card.name, wanted)
-        self._apply_thresholds(model)
-
-    def _apply_thresholds(self, model: ServedModel) -> None:
-        known = self._thresholds.of(model.card.name)
-        if known is not None:
-            model.router.thresholds = BusyThresholds(
-                active_decode_blocks=known.active_decode_blocks,
-                active_prefill_tokens=known.active_prefill_tokens,
-            )
+        self._thresholds.apply(model)
 
     def _begin(
         self, group: asyncio.TaskGroup, instance: WorkerInstance, model: ServedModel
@@ -364,7 +361,7 @@ class Fleet:
             self._show_models()
             if self._thresholds.look():
                 for model in self._models.list():
-                    self._apply_thresholds(model)
+                    self._thresholds.apply(model)
             for worker_id, member in list(self._members.items()):
                 link, follower = member.link, member.follower
                 if member.progress.look(
