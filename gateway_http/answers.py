@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from runtime.errors import EngineFailed, InternalError
+from gateway_http.errors import JSON_TYPE, error_json
+from runtime.errors import EngineFailed, InternalError, ServingError
 from wire.generate import ChoiceDelta, GenerateDelta, TokenText, Usage
 
 LOWEST_LOGPROB = -9999.0
@@ -134,6 +135,15 @@ class WholeAnswer:
     def complete(self) -> bool:
         """Whether `encode` has everything."""
         return all(usage is not None for usage in self._usage)
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that the encoded body needs."""
+        return [JSON_TYPE]
+
+    def error_body(self, error: ServingError) -> bytes:
+        """The whole answer instead, when there is none."""
+        return error_json(error)
 
     def add(self, prompt: int, delta: GenerateDelta) -> None:
         """Take the next delta of prompt number `prompt`."""

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from gateway_http.errors import ErrorAnswer, error_schema
+from gateway_http.errors import ErrorAnswer, KServeErrorAnswer, error_schema
+from gateway_http.kserve_json import InferBody
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 
 _ERRORS = {
@@ -45,11 +46,31 @@ def describe_generation(body: type[msgspec.Struct]) -> dict[str, Any]:
     }
 
 
+def describe_kserve(end: str) -> dict[str, Any]:
+    """FastAPI's arguments that document the KServe endpoint whose path ends so."""
+    schema = {"type": "object"}
+    if end == "/infer":
+        schema = {"$ref": _REFERENCE.format(name=InferBody.__name__)}
+    media = "text/event-stream" if end == "/generate_stream" else "application/json"
+    answer = {"description": "The answer", "content": {media: {"schema": {}}}}
+    reference = {"$ref": _REFERENCE.format(name=KServeErrorAnswer.__name__)}
+    error = {"application/json": {"schema": reference}}
+    errors = {status: {"description": text, "content": error} for status, text in _ERRORS.items()}
+    return {
+        "response_model": None,
+        "responses": {200: answer, **errors},
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+        },
+    }
+
+
 def describe(app: FastAPI) -> None:
     """Add the components to the document that FastAPI makes."""
     made = app.openapi
     _, components = msgspec.json.schema_components(
-        [ChatCompletionRequest, CompletionRequest, ErrorAnswer], ref_template=_REFERENCE
+        [ChatCompletionRequest, CompletionRequest, ErrorAnswer, InferBody, KServeErrorAnswer],
+        ref_template=_REFERENCE,
     )
 
     def openapi() -> dict[str, Any]:

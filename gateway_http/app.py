@@ -1,4 +1,4 @@
-"""The HTTP front: OpenAI's endpoints over any Backend. Translates and calls; decides nothing."""
+"""The HTTP front: OpenAI's and KServe's paths over any Backend. Translates and calls only."""
 
 import time
 from collections.abc import Callable
@@ -12,17 +12,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway_http.answers import Answer
+from gateway_http.answers import Answer, WholeAnswer
 from gateway_http.api_document import describe, describe_generation
 from gateway_http.config import GatewayConfig
 from gateway_http.errors import error_response, http_error_response, known_error
 from gateway_http.exchange import EXCHANGE, GatewayApp
-from gateway_http.generation import GenerationResponse
+from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.intake import read_json_body
+from gateway_http.kserve_rest import add_kserve
 from gateway_http.openai import chat_request, completion_requests, decode_body
 from gateway_http.origin import origin_of
 from gateway_http.routing import add_routing
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
+from gateway_http.sse import ChunkWriter
 from runtime.access import Access
 from runtime.errors import ModelNotFound, ServingError
 from runtime.request_record import record_refusal
@@ -43,7 +45,7 @@ def create_app(
     With `access` all but health needs a key that it knows. `routing` is there in a process that
     routes by itself.
     """
-    app = GatewayApp(title="Penstock", summary="OpenAI-compatible front", version="1")
+    app = GatewayApp(title="Penstock", summary="OpenAI and KServe v2 over HTTP", version="1")
     app.access = access
     app.set_common_headers(config.headers)
 
@@ -58,13 +60,14 @@ def create_app(
                 detail=shown.message,
                 now=time.monotonic(),
             )
-        return error_response(shown, config.retry_after_s)
+        return error_response(shown, config.retry_after_s, request.url.path)
 
     app.add_exception_handler(ServingError, on_serving_error)
     app.add_exception_handler(HTTPException, http_error_response)
     app.add_exception_handler(Exception, on_serving_error)
     _add_generation(app, backend, config)
     _add_models(app, backend)
+    add_kserve(app, backend, config)
     _add_status(app, backend, metrics or generate_latest)
     if routing is not None:
         add_routing(app, routing, config)
@@ -90,13 +93,12 @@ def _add_generation(app: FastAPI, backend: Backend, config: GatewayConfig) -> No
             include_usage=continuous or bool(options and options.include_usage),
             continuous_usage=continuous,
         )
-        return GenerationResponse(
-            backend,
-            requests,
-            shared,
-            stream=bool(body.stream),
-            retry_after_s=config.retry_after_s,
+        writer = (
+            as_events(ChunkWriter(shared), config.retry_after_s)
+            if body.stream
+            else as_body(WholeAnswer(shared), config.retry_after_s)
         )
+        return GenerationResponse(backend, requests, writer)
 
     async def chat_completions(request: Request) -> Response:
         source = origin_of(request, "chatcmpl", config.request_timeout_s)

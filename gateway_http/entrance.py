@@ -8,7 +8,7 @@ from starlette.types import Scope
 from runtime.access import Access, bearer, presented_key
 from runtime.errors import Unauthenticated
 
-OPEN_PATHS = frozenset({"/live", "/ready", "/health"})
+OPEN_PATHS = frozenset({"/live", "/ready", "/health", "/v2/health/live", "/v2/health/ready"})
 """What answers without a key: what load balancers and kubelets ask."""
 
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key"})

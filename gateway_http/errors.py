@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them, made in one place from the error tree."""
+"""Errors as OpenAI's and KServe's clients expect them, made here from the error tree."""
 
 from typing import Any
 
@@ -14,7 +14,9 @@ from runtime.errors import (
     Unauthenticated,
     shown_error,
 )
+from wire.kserve_terms import in_kserve_terms
 
+JSON_TYPE = (b"content-type", b"application/json")
 _CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
 # OpenAI has one field for texts and ids; these are the backends' words.
 _PROMPTS = frozenset({"prompt_token_ids", "text_input", "input_ids"})
@@ -36,18 +38,32 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
+class KServeErrorAnswer(msgspec.Struct, frozen=True):
+    """The body of every error answer below /v2."""
+
+    error: str
+
+
+def speaks_kserve(path: str) -> bool:
+    """Whether a path belongs to KServe's protocol, so that its errors have that form."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
 def known_error(failure: BaseException, *, request_id: str = "") -> ServingError:
     """The error to show for `failure`; what is not ours is logged and shown as a fixed text."""
-    error = shown_error(failure, where=f"request {request_id}")
-    if error.param in _PROMPTS:
-        return type(error)(error.message, param="prompt")
-    return error
+    return shown_error(failure, where=f"request {request_id}")
 
 
 def error_json(error: ServingError) -> bytes:
     """The JSON body {"error": {message, type, param, code}}."""
-    body = ErrorBody(error.message, error.openai_type, error.param, error.reason)
+    param = "prompt" if error.param in _PROMPTS else error.param
+    body = ErrorBody(error.message, error.openai_type, param, error.reason)
     return msgspec.json.encode(ErrorAnswer(body))
+
+
+def kserve_error_json(error: ServingError) -> bytes:
+    """The JSON body {"error": text} of the Open Inference Protocol."""
+    return msgspec.json.encode(KServeErrorAnswer(in_kserve_terms(error).message))
 
 
 def error_headers(error: ServingError, retry_after_s: int) -> list[tuple[bytes, bytes]]:
@@ -55,7 +71,7 @@ def error_headers(error: ServingError, retry_after_s: int) -> list[tuple[bytes, 
 
     `retry_after_s` is for errors that do not say it themselves.
     """
-    headers = [(b"content-type", b"application/json")]
+    headers = [JSON_TYPE]
     if error.http_status in _RETRYABLE:
         own_s = error.retry_after_s if isinstance(error, Overloaded) else None
         headers.append((b"retry-after", b"%d" % (own_s or retry_after_s)))
@@ -66,9 +82,10 @@ def error_headers(error: ServingError, retry_after_s: int) -> list[tuple[bytes, 
     return headers
 
 
-def error_response(error: ServingError, retry_after_s: int) -> Response:
-    """The whole answer for an error outside a generation."""
-    response = Response(error_json(error), status_code=error.http_status)
+def error_response(error: ServingError, retry_after_s: int, path: str) -> Response:
+    """The whole answer for an error outside a generation, in the form that `path` asks for."""
+    encode = kserve_error_json if speaks_kserve(path) else error_json
+    response = Response(encode(error), status_code=error.http_status)
     response.raw_headers.extend(error_headers(error, retry_after_s))
     return response
 
@@ -79,8 +96,9 @@ def http_error_response(request: Request, failure: Exception) -> Response:
     code = _CODES.get(failure.status_code, "invalid_request")
     text = f"{failure.detail}: {request.method} {request.url.path}"
     body = ErrorBody(text, "invalid_request_error", None, code)
+    kserve = speaks_kserve(request.url.path)
     return Response(
-        msgspec.json.encode(ErrorAnswer(body)),
+        msgspec.json.encode(KServeErrorAnswer(text) if kserve else ErrorAnswer(body)),
         status_code=failure.status_code,
         headers=dict(failure.headers or {}),
         media_type="application/json",

@@ -99,7 +99,7 @@ class GatewayApp(FastAPI):
         try:
             exchange.principal = admit(scope, self.access)
         except Unauthenticated as error:
-            await error_response(error, 0)(scope, receive, send)
+            await error_response(error, 0, scope["path"])(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 

@@ -5,19 +5,17 @@ The status waits for the first delta or error; a client that goes away cancels a
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway_http.answers import Answer, WholeAnswer
-from gateway_http.errors import error_headers, error_json, known_error
+from gateway_http.errors import error_headers, known_error
 from gateway_http.exchange import CLIENT_GONE, EXCHANGE, Exchange
 from gateway_http.fan_out import Generations, generations
 from gateway_http.routing import route_headers
-from gateway_http.sse import ChunkWriter, error_event
 from runtime.errors import Draining, InternalError, ServingError
 from wire.generate import Backend, GenerateDelta, GenerateRequest
 
@@ -34,6 +32,53 @@ class _ClientGone(Exception):
     """The peer closed its connection before the answer was complete."""
 
 
+class Body(Protocol):
+    """What one JSON body is made of. `headers` and `encode` are asked for when it is complete."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every prompt has had its final delta."""
+        ...
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that the encoded body needs; asked for after `encode`."""
+        ...
+
+    def add(self, prompt: int, delta: GenerateDelta) -> None:
+        """Take the next delta of prompt number `prompt`."""
+        ...
+
+    def encode(self) -> bytes:
+        """The body."""
+        ...
+
+    def error_body(self, error: ServingError) -> bytes:
+        """The body that says what went wrong instead."""
+        ...
+
+
+class Events(Protocol):
+    """What server-sent events are made of."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every prompt has had its final delta."""
+        ...
+
+    def write(self, prompt: int, delta: GenerateDelta) -> bytes:
+        """The events of the next delta of prompt number `prompt`; may be empty."""
+        ...
+
+    def error_event(self, error: ServingError) -> bytes:
+        """The event that ends a broken stream."""
+        ...
+
+    def error_body(self, error: ServingError) -> bytes:
+        """The body that says what went wrong before anything was sent."""
+        ...
+
+
 class _Writer(Protocol):
     """How deltas become an answer."""
 
@@ -48,31 +93,25 @@ class _Writer(Protocol):
         ...
 
 
+_MakeWriter: TypeAlias = Callable[[Exchange], _Writer]
+
+
 class GenerationResponse(Response):
-    """Runs `requests` (one per prompt) on `backend` and answers as a stream or as one body."""
+    """Runs `requests` (one per prompt) on `backend` and answers with what `writer` makes of it."""
 
     def __init__(
-        self,
-        backend: Backend,
-        requests: Sequence[GenerateRequest],
-        answer: Answer,
-        *,
-        stream: bool,
-        retry_after_s: int,
+        self, backend: Backend, requests: Sequence[GenerateRequest], writer: _MakeWriter
     ) -> None:
         super().__init__()
         self._backend = backend
         self._requests = requests
-        self._answer = answer
-        self._stream = stream
-        self._retry_after_s = retry_after_s
+        self._make_writer = writer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer over the server's own `send`: the layers between would cost on every chunk."""
         exchange: Exchange = scope[EXCHANGE]
         exchange.endpoint = ""
-        kind = _StreamWriter if self._stream else _BodyWriter
-        writer = kind(self._answer, exchange, self._retry_after_s)
+        writer = self._make_writer(exchange)
         try:
             async with asyncio.TaskGroup() as group:
                 watcher = group.create_task(_raise_when_gone(receive, writer))
@@ -113,9 +152,9 @@ async def _raise_when_gone(receive: Receive, writer: _Writer) -> None:
 class _BodyWriter:
     """One JSON body at the end."""
 
-    def __init__(self, answer: Answer, exchange: Exchange, retry_after_s: int) -> None:
+    def __init__(self, body: Body, exchange: Exchange, retry_after_s: int) -> None:
         self.complete = False
-        self._whole = WholeAnswer(answer)
+        self._whole = body
         self._exchange = exchange
         self._retry_after_s = retry_after_s
 
@@ -124,12 +163,12 @@ class _BodyWriter:
         self._whole.add(prompt, delta)
         if self._whole.complete:
             body = self._whole.encode()
-            await self._send(200, body, [(b"content-type", b"application/json")])
+            await self._send(200, body, self._whole.headers)
 
     async def fail(self, error: ServingError) -> None:
         if not self.complete:
             headers = error_headers(error, self._retry_after_s)
-            await self._send(error.http_status, error_json(error), headers)
+            await self._send(error.http_status, self._whole.error_body(error), headers)
 
     async def _send(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.complete = True
@@ -139,9 +178,9 @@ class _BodyWriter:
 class _StreamWriter:
     """Server-sent events, starting with the first delta."""
 
-    def __init__(self, answer: Answer, exchange: Exchange, retry_after_s: int) -> None:
+    def __init__(self, events: Events, exchange: Exchange, retry_after_s: int) -> None:
         self.complete = False
-        self._chunks = ChunkWriter(answer)
+        self._chunks = events
         self._exchange = exchange
         self._send = exchange.send
         self._retry_after_s = retry_after_s
@@ -162,15 +201,28 @@ class _StreamWriter:
             return
         self.complete = True
         if self._exchange.status:
-            await self._send({"type": "http.response.body", "body": error_event(error)})
+            await self._send(
+                {"type": "http.response.body", "body": self._chunks.error_event(error)}
+            )
         else:
             headers = error_headers(error, self._retry_after_s)
-            await send_whole(self._exchange, error.http_status, error_json(error), headers)
+            body = self._chunks.error_body(error)
+            await send_whole(self._exchange, error.http_status, body, headers)
 
     async def _start(self) -> None:
         self._exchange.status = 200
         headers = _SSE_HEADERS + self._exchange.headers
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def as_body(body: Body, retry_after_s: int) -> _MakeWriter:
+    """Answer with one body at the end."""
+    return lambda exchange: _BodyWriter(body, exchange, retry_after_s)
+
+
+def as_events(events: Events, retry_after_s: int) -> _MakeWriter:
+    """Answer with server-sent events, starting with the first delta."""
+    return lambda exchange: _StreamWriter(events, exchange, retry_after_s)
 
 
 def _tell_route(exchange: Exchange, delta: GenerateDelta) -> None:

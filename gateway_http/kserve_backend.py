@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _DESCRIBE_S = 5.0
 _OUTPUTS = ("text_output", "finish_reason", "output_ids", "num_input_tokens")
+_LOGPROBS = ("logprobs", "cumulative_logprob")
 # Cancelled is what gRPC's own servers answer to a call that comes while they stop.
 _PATIENT = AsyncRetrying(
     retry=retry_if_exception_type((Cancelled, Draining, WorkerLost)),
@@ -110,7 +111,7 @@ class KServeBackend:
         Until the first delta a request that finds its server stopping is sent again: another one
         may answer at the same address.
         """
-        outputs = _OUTPUTS if request.sampling.logprobs is None else (*_OUTPUTS, "logprobs")
+        outputs = _OUTPUTS if request.sampling.logprobs is None else _OUTPUTS + _LOGPROBS
         message = encode_text_request(request, OutputSelection(outputs=outputs))
         stream: ClientStream
         delta: GenerateDelta

@@ -59,6 +59,14 @@ class ChunkWriter:
         """Whether every prompt has had its final delta."""
         return not self._unfinished
 
+    def error_body(self, error: ServingError) -> bytes:
+        """The whole answer when nothing else has been sent."""
+        return error_json(error)
+
+    def error_event(self, error: ServingError) -> bytes:
+        """The end of a broken stream."""
+        return error_event(error)
+
     def write(self, prompt: int, delta: GenerateDelta) -> bytes:
         """The events of one delta of prompt number `prompt`; empty when it shows nothing new."""
         if self._is_plain and delta.usage is None and len(delta.choices) == 1:

@@ -14,15 +14,19 @@ pytestmark = pytest.mark.vllm
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize(
-    ("name", "address"),
-    [
-        ("triton_stream.py", "grpc"),
-        ("triton_infer.py", "grpc"),
-        ("openai_chat.py", "http"),
-        ("curl_chat.sh", "http"),
-    ],
-)
+RUN_HERE = {
+    "triton_stream.py": "grpc",
+    "triton_infer.py": "grpc",
+    "triton_async.py": "grpc",
+    "triton_aio.py": "grpc",
+    "openai_chat.py": "http",
+    "curl_chat.sh": "http",
+}
+# tests/interop/test_kserve_clients.py, which has the clients' packages
+RUN_THERE = {"curl_generate.sh", "grpc_js_stream.mjs", "kserve_infer.py", "triton_http.py"}
+
+
+@pytest.mark.parametrize(("name", "address"), RUN_HERE.items())
 def test_an_example_prints_an_answer_about_paris(served: Served, name: str, address: str) -> None:
     runner = [sys.executable] if name.endswith(".py") else ["sh"]
     command = [*runner, str(EXAMPLES / name), getattr(served, address)]
@@ -53,5 +57,5 @@ def test_the_readmes_examples_print_an_answer_about_paris(served: Served, place:
 
 
 def test_every_example_is_run() -> None:
-    tested = {"triton_stream.py", "triton_infer.py", "openai_chat.py", "curl_chat.sh"}
+    tested = RUN_HERE.keys() | RUN_THERE
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == tested

@@ -285,7 +285,7 @@ async def test_a_body_of_unknown_length_is_limited_too():
 
 async def test_routing_refusals_have_the_same_shape():
     async with serving(ScriptedBackend()) as http:
-        unknown = await http.get("/v2/nothing")
+        unknown = await http.get("/v3/nothing")
         method = await http.get("/v1/completions")
         kind = await http.post("/v1/completions", data={"a": "b"})
     assert [(a.status_code, a.json()["error"]["code"]) for a in (unknown, method, kind)] == [
