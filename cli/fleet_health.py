@@ -44,6 +44,7 @@ class FleetWorker(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = ""
     version: str = ""
     connected: bool = False
+    state: str = "ready"
     in_flight: int = 0
     status_url: str = ""
     health: WorkerReport | None = None

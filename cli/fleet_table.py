@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cli.fleet_health import Fleet, FleetModel, FleetWorker
 
-_COLOURS = {"ready": "green", "draining": "yellow"}
+_COLOURS = {"ready": "green", "draining": "yellow", "unloading": "yellow", "unloaded": "yellow"}
 _COLUMNS = ("worker", "engine", "version", "address", "state")
 _NUMBERS = ("open", "run", "wait", "KV")
 
@@ -63,6 +63,8 @@ def _row(worker: FleetWorker) -> list[RenderableType]:
 def _state_of(worker: FleetWorker) -> str:
     if not worker.connected:
         return "lost"
+    if worker.state != "ready":
+        return worker.state
     if worker.health is None:
         return "unknown"
     return "draining" if worker.health.draining else worker.health.status.replace("_", " ")

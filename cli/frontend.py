@@ -57,10 +57,10 @@ class FrontendConfig(WorkerTlsOptions, FrontOptions):
     metrics_from: str | None = option(
         None, help="URL that the HTTP front takes its /metrics from", group="Listening", hidden=True
     )
-    thresholds_file: Path | None = option(
+    group_folder: Path | None = option(
         None,
-        help="file that keeps the busy thresholds set at run time, for all processes of a group",
-        group="Routing",
+        help="folder that keeps what is set at run time, for all processes of a group",
+        group="Life cycle",
         hidden=True,
     )
     status_file: Path | None = option(

@@ -90,7 +90,7 @@ def front_members(
                 "--metrics-port=0",
                 f"--metrics-prefix={PREFIX}",
                 f"--metrics-from={_from_here(status_url)}/metrics",
-                f"--thresholds-file={folder / 'thresholds.json'}",
+                f"--group-folder={folder}",
                 f"--ready-file={ready}",
                 f"--status-file={status}",
             )

@@ -11,7 +11,7 @@ from runtime.errors import InvalidConfig
 from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
 from runtime.options_discovery import DiscoveryOptions
 from runtime.supervisor import RestartPolicy
-from server.config import FrontDoorConfig
+from server.config import CONTROL_MODES, NONE, FrontDoorConfig
 
 # What a message size is in gRPC: a signed 32-bit number.
 _MAX_MESSAGE_BYTES = 2**31 - 1
@@ -110,6 +110,11 @@ class FrontOptions(GrpcServerOptions, RoutingOptions, DiscoveryOptions, FleetOpt
     max_choices: int = option(
         128, help="most answers (n) that a request may ask for; 0 is no limit", group="Limits",
         least=0,
+    )  # fmt: skip
+    model_control: str = option(
+        NONE, help="whether clients may load and unload models (RepositoryModelLoad, -Unload), "
+        "which takes a model's workers in and out of service for all", group="Models",
+        choices=CONTROL_MODES,
     )  # fmt: skip
     processes: int = option(
         1, help="front door processes, which share the ports", group="Listening", least=1

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runtime.grpc_server import GrpcServer
     from runtime.status_server import StatusServer
     from server.models import ServedModel
+    from wire.cards import WorkerInstance
     from worker.service import WorkerService
 
 _LOG = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ class RouterProcess:
         self._grpc: GrpcServer | None = None
         self._status: StatusServer | None = None
         self._leases: list[Lease] = []
+        self._instance: WorkerInstance | None = None
         self._following: list[asyncio.Task[None]] = []
 
     @property
@@ -202,14 +204,17 @@ class RouterProcess:
         from server.peers import ActiveLoadCall, Peers
         from server.token_router import TokenRouter
         from wire.pool import FLEET, POOL, rpc_types
+        from worker.control import ModelControl
         from worker.service import WorkerService
 
         name, policy = model.card.name, self._config.router_policy
         routing = TokenRouter(self._fleet, name, policy)
         self._service = WorkerService(RouterEngine(routing), model.card, self._tracing)
+        control = ModelControl(self._service, self._announce)
+        self._following.append(tasks.create_task(control.run()))
         fleet_service = Service(
             name=FLEET,
-            unary={"BestWorker": routing.best_worker},
+            unary={"BestWorker": routing.best_worker, "Control": control.control},
             streams={
                 "WatchActiveLoad": lambda call: ActiveLoadCall(call, lambda: routing.model.router)
             },
@@ -257,9 +262,19 @@ class RouterProcess:
                 version=version("penstock"),
             )
             records.append((instance_kind(self._config.register_namespace), instance))
+            self._instance = instance
         for kind, value in records:
             record = Record(kind=kind, id=self._id, value=msgspec.json.encode(value))
             self._leases.append(await self._discovery.register(record))
+
+    async def _announce(self, state: str) -> None:
+        """Tell front doors whether to send requests; its workers stay as they are."""
+        import msgspec
+
+        self._show_ready()
+        if self._instance is not None and self._leases:
+            value = msgspec.structs.replace(self._instance, state=state)
+            await self._leases[-1].update(msgspec.json.encode(value))
 
     def describe(self) -> dict[str, Any]:
         """What /health tells; may be called by any thread."""

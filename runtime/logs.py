@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,8 @@ _PACKAGES = ("cli", "gateway_http", "server", "worker", "router", "wire", "runti
 def configure_logging(*, level: str, log_format: str) -> None:
     """Send all logging to stderr. `level` holds for our packages; others speak from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.setFormatter(_formatter(log_format))
+    handler.addFilter(HiddenLevels())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -44,6 +46,47 @@ def log_level() -> str:
     return logging.getLevelName(logging.getLogger(_PACKAGES[0]).level).lower()
 
 
+class HiddenLevels(logging.Filter):
+    """Keeps lines of some levels out, whatever the least level is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: frozenset[str] = frozenset()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is shown."""
+        return record.levelname.lower() not in self.levels
+
+
+def hide_levels(levels: Collection[str]) -> None:
+    """Show no lines of these levels from now on, and all others again."""
+    for handler in logging.getLogger().handlers:
+        for known in handler.filters:
+            if isinstance(known, HiddenLevels):
+                known.levels = frozenset(levels)
+
+
+def set_log_format(form: str) -> None:
+    """Set the form of lines: one of FORMATS, or "iso8601", text with the time in UTC."""
+    for handler in logging.getLogger().handlers:
+        if any(isinstance(known, HiddenLevels) for known in handler.filters):
+            handler.setFormatter(_formatter(form))
+
+
+def log_format() -> str:
+    """Return the form of lines that was set last."""
+    formatters = [handler.formatter for handler in logging.getLogger().handlers]
+    if any(isinstance(it, JsonFormatter) for it in formatters):
+        return "json"
+    return "iso8601" if any(isinstance(it, _UtcFormatter) for it in formatters) else "text"
+
+
+def _formatter(form: str) -> logging.Formatter:
+    if form == "json":
+        return JsonFormatter()
+    return _UtcFormatter() if form == "iso8601" else TextFormatter()
+
+
 class TextFormatter(logging.Formatter):
     """`time level logger: message field=value …`, one line unless there is a trace."""
 
@@ -55,6 +98,17 @@ class TextFormatter(logging.Formatter):
         """Append the known fields to the message."""
         fields = "".join(f" {name}={_plain(value)}" for name, value in _fields(record).items())
         return super().formatMessage(record) + fields
+
+
+class _UtcFormatter(TextFormatter):
+    """The same with the time as ISO 8601 has it, in UTC."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.default_time_format = "%Y-%m-%dT%H:%M:%S"
+        self.default_msec_format = "%s.%03dZ"
 
 
 class JsonFormatter(logging.Formatter):

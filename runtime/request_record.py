@@ -104,13 +104,15 @@ def _begin_failures(model: str, endpoint: str) -> None:
 class RequestRecord:
     """One request's facts. Times are `time.monotonic` seconds that the caller passes in.
 
+    `queued_s` is the wait for a place in the front door, `engine_queued_s` the one in the engine.
+
     Exactly one `end` follows `admitted`, or, for a request that was refused, stands alone.
     """
 
     __slots__ = (
-        "_gaps", "_in_flight", "_last_of_first_s", "cached_tokens", "endpoint", "first_s",
-        "input_tokens", "last_s", "model", "output_tokens", "principal", "queued_s", "request_id",
-        "started_s", "waiting", "worker",
+        "_gaps", "_in_flight", "_last_of_first_s", "cached_tokens", "endpoint", "engine_queued_s",
+        "first_s", "input_tokens", "last_s", "model", "output_tokens", "principal", "queued_s",
+        "request_id", "started_s", "waiting", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +126,7 @@ class RequestRecord:
         self.worker: str | None = None
         self.waiting = False
         self.queued_s: float | None = None
+        self.engine_queued_s: float | None = None
         self.first_s: float | None = None
         self.last_s = self._last_of_first_s = started_s
         self.input_tokens = self.cached_tokens = self.output_tokens = 0

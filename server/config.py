@@ -9,6 +9,11 @@ from router.settings import RouterSettings
 from runtime.errors import InvalidConfig
 from wire.cards import ModelCard
 
+NONE = "none"
+EXPLICIT = "explicit"
+CONTROL_MODES = (NONE, EXPLICIT)
+"""Whether models are loaded and unloaded when clients ask for it: Triton's modes of these names."""
+
 _BLOCK_SIZE = 16
 
 
@@ -22,9 +27,10 @@ class FrontDoorConfig:
     `queue_limit` requests per model wait (None: a quarter of the sequences), at most
     `queue_timeout_s`. `max_tokens_limit` and `max_choices` bound what one request may ask for. A
     worker that has requests and makes no progress for `worker_stall_s` is passed over; a model
-    without a worker is forgotten after `model_linger_s`. Only workers of `namespace` count. Busy
-    thresholds that are set at run time go into `thresholds_file` for the others of a group.
-    `shared_memory` lets clients pass tensors in system shared memory.
+    without a worker is forgotten after `model_linger_s`. Only workers of `namespace` count. What is
+    set at run time (busy thresholds, traces, logs) goes into `group_folder` for the others of a
+    group. `model_control` is one of CONTROL_MODES. `shared_memory` lets clients pass tensors in
+    system shared memory.
     """
 
     routing: RouterSettings = field(default_factory=RouterSettings)
@@ -40,7 +46,8 @@ class FrontDoorConfig:
     max_tokens_limit: int = 0
     max_choices: int = 128
     namespace: str = "default"
-    thresholds_file: Path | None = None
+    group_folder: Path | None = None
+    model_control: str = NONE
     worker_stall_s: float = 5.0
     model_linger_s: float = 300.0
     shared_memory: bool = False
@@ -51,6 +58,10 @@ class FrontDoorConfig:
             value = getattr(self, it.name)
             if isinstance(value, int | float) and not value >= 0:
                 raise InvalidConfig(f"{it.name} must not be negative", param=it.name)
+
+    def group_file(self, name: str) -> Path | None:
+        """Where the group keeps settings of this name; None for a front door that is alone."""
+        return None if self.group_folder is None else self.group_folder / f"{name}.json"
 
     @property
     def follows_kv_events(self) -> bool:

@@ -12,26 +12,27 @@ from runtime.access import Limits, Unlimited
 from runtime.errors import (
     DeadlineExceeded,
     Draining,
-    ModelNotReady,
     Overloaded,
     ServingError,
     Stalled,
     WorkerLost,
     shown_error,
 )
-from runtime.request_record import OK, RequestRecord
+from runtime.request_record import OK, UNKNOWN_MODEL, RequestRecord
 from runtime.tracing import Tracing
 from server.admission import Admission
 from server.config import FrontDoorConfig
 from server.fleet import Fleet
 from server.flight import Flight, token_request
 from server.generation import Generation
+from server.group_statistics import GroupStatistics
 from server.limits import deadline_of, stall_of, within_limits
 from server.metrics import CANCELS, RETRIES
 from server.models import ServedModel
 from server.request_trace import RequestTrace
 from server.routing import choose, route_request, shown_route
 from server.text.codec import EncodedPrompt
+from server.trace_settings import TraceSettings
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest
 
@@ -39,7 +40,10 @@ _LOOK_S = 0.5
 
 
 class DataPlane:
-    """Runs generations over the fleet (a wire.generate.Backend, and the owner of generations)."""
+    """Runs generations over the fleet (a wire.generate.Backend, and the owner of generations).
+
+    `statistics` holds what came of the requests of each model.
+    """
 
     def __init__(
         self,
@@ -49,9 +53,11 @@ class DataPlane:
         text_threads: Executor | None = None,
         tracing: Tracing | None = None,
         limits: Limits | None = None,
+        traces: TraceSettings | None = None,
     ) -> None:
         self._fleet = fleet
         self._tracing = tracing or Tracing()
+        self.traces = traces or TraceSettings(collector=bool(self._tracing))
         self._config = config
         self._limits = limits or Unlimited()
         self._text_threads = text_threads
@@ -64,6 +70,7 @@ class DataPlane:
         self._giving_up = False
         self.withdrawn = False
         self.draining = False
+        self.statistics = GroupStatistics(config.group_folder)
         fleet.on_workers_change = self._admission.workers_changed
 
     @property
@@ -107,7 +114,7 @@ class DataPlane:
             principal=request.principal,
             started_s=time.monotonic(),
         )
-        trace = RequestTrace(self._tracing, request, record.started_s) if self._tracing else None
+        trace = self._trace(request, record)
         try:
             model = self._admit(request, record)
             if not request.model:
@@ -120,6 +127,7 @@ class DataPlane:
         except ServingError as error:
             now = time.monotonic()
             record.end(error.reason, now, error.message)
+            self._count(record, error, sent_s=0.0, streamed=request.stream, now=now)
             if trace is not None:
                 trace.end(record, error.reason, now)
             raise
@@ -174,6 +182,8 @@ class DataPlane:
         now = time.monotonic()
         outcome, detail = (OK, None) if error is None else (error.reason, error.message)
         flight.record.end(outcome, now, detail)
+        streamed = generation.request.stream
+        self._count(flight.record, error, sent_s=flight.sent_s, streamed=streamed, now=now)
         if flight.trace is not None:
             flight.trace.end(flight.record, None if error is None else error.reason, now)
         self._admission.leave(flight)
@@ -210,13 +220,34 @@ class DataPlane:
         RETRIES.labels(flight.record.model).inc()
         return True
 
+    def _trace(self, request: GenerateRequest, record: RequestRecord) -> RequestTrace | None:
+        if not self._tracing:
+            return None
+        model, from_client = self._fleet.name_of(request.model), request.traceparent is not None
+        if not self.traces.samples(model, from_client=from_client):
+            return None
+        return RequestTrace(self._tracing, request, record.started_s)
+
+    def _count(
+        self,
+        record: RequestRecord,
+        error: ServingError | None,
+        *,
+        sent_s: float,
+        streamed: bool,
+        now: float,
+    ) -> None:
+        if record.model != UNKNOWN_MODEL:
+            known = self.statistics.own[record.model]
+            known.ended(record, error, sent_s=sent_s, streamed=streamed, now=now)
+
     def _admit(self, request: GenerateRequest, record: RequestRecord) -> ServedModel:
         if self.draining:
             raise Draining("the server is stopping and takes no new requests")
         model = self._fleet.model(request.model)
         record.known_as(model.card.name)
         if not model.ready:
-            raise ModelNotReady(f"model {model.card.name!r} has no ready worker", param="model")
+            raise self._fleet.not_ready(model)
         if self._config.max_in_flight and len(self._flights) >= self._config.max_in_flight:
             raise Overloaded(f"{len(self._flights)} requests are in flight; try again later")
         return model
@@ -274,7 +305,8 @@ class DataPlane:
         route = route_request(request, prompt, key=flight.key, exclude=flight.failed_workers)
         choice = choose(model, route, self._config.routing.policy)
         now = time.monotonic()
-        traceparent = request.traceparent
+        # Switched off at run time, tracing ends here for the worker too.
+        traceparent = None if self._tracing else request.traceparent
         if flight.trace is not None:
             flight.trace.step("route", now)
             traceparent = flight.trace.relay(choice.worker_id, now)

@@ -5,11 +5,10 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import msgspec
 
-from router.router import BusyThresholds, WorkerJoined, WorkerLeft, WorkerStalled
+from router.router import WorkerJoined, WorkerLeft, WorkerStalled
 from runtime.discovery import Change, Delete, Discovery, Put, Record, Snapshot
 from runtime.errors import (
     InvalidConfig,
@@ -21,22 +20,23 @@ from runtime.errors import (
 from runtime.grpc_client import RpcChannel
 from server.config import FrontDoorConfig
 from server.follower import WorkerFollower
+from server.member import Member
 from server.metrics import (
     CONNECTED,
-    INDEX_BLOCKS,
-    INDEX_EVICTED,
     STALLED,
+    UNLOADED,
     begin_model,
     forget_index,
     forget_model,
     forget_worker,
+    show_index,
 )
 from server.models import ModelManager, ServedModel
 from server.progress import ProgressWatch
 from server.text.codec import TextCodec
 from server.thresholds import SharedThresholds
 from server.worker_link import WorkerLink
-from wire.cards import ModelCard, WorkerInstance, instance_kind
+from wire.cards import READY, ModelCard, WorkerInstance, instance_kind
 from wire.pool import rpc_types
 from wire.routes import Thresholds
 
@@ -50,17 +50,6 @@ _LOOK_S = 0.5
 def plain_channel(address: str) -> RpcChannel:
     """A channel without TLS or token."""
     return RpcChannel(address, rpc_types=rpc_types)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Member:
-    """A registered worker that is in use."""
-
-    link: WorkerLink
-    follower: WorkerFollower
-    progress: ProgressWatch
-    model: ServedModel
-    task: asyncio.Task[None]
 
 
 class Fleet:
@@ -86,12 +75,13 @@ class Fleet:
         self._connect = connect
         self._load_text = load_text
         self._models = ModelManager()
-        self._thresholds = SharedThresholds(config.thresholds_file)
-        self._members: dict[str, _Member] = {}
+        self._thresholds = SharedThresholds(config.group_file("thresholds"))
+        self._members: dict[str, Member] = {}
         self._refused: dict[str, Record] = {}
         self._expiries: dict[str, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()
         self._synced = asyncio.Event()
+        self._change = asyncio.Event()
         for name in config.expected_models:
             CONNECTED.labels(name).set(0)
 
@@ -117,6 +107,10 @@ class Fleet:
                 raise ModelNotReady(f"model {shown!r} is starting", param="model") from None
             raise
 
+    def name_of(self, name: str) -> str:
+        """The name of the model with this name or alias; `name` itself when there is none."""
+        return self._models.get(name).card.name if self._models.has(name) else name
+
     def is_ready(self) -> bool:
         """Whether at least one model has a worker."""
         return any(model.ready for model in self._models.list())
@@ -124,6 +118,21 @@ class Fleet:
     def links_of(self, model: ServedModel) -> list[WorkerLink]:
         """The links to a model's workers, connected or not; may be called by any thread."""
         return [it.link for it in list(self._members.values()) if it.model is model]
+
+    def state_of(self, model: ServedModel) -> tuple[str, str]:
+        """A model's state as RepositoryIndex has it, and the reason when it is not READY."""
+        return model.state({link.instance.state for link in self.links_of(model)})
+
+    def not_ready(self, model: ServedModel) -> ModelNotReady:
+        """The error of a request for a model that is not ready."""
+        _, reason = self.state_of(model)
+        verb = "is" if reason.endswith("unloaded") else "has"
+        return ModelNotReady(f"model {model.card.name!r} {verb} {reason}", param="model")
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition()`, which speaks of workers and their states, holds."""
+        while not condition():
+            await self._change.wait()
 
     async def wait_synced(self) -> None:
         """Wait until the first snapshot of discovery has been read."""
@@ -174,7 +183,8 @@ class Fleet:
             log.warning("ignoring worker record %s: %s", record.id, error)
             return
         known = self._members.get(record.id)
-        if known is not None and known.link.instance == instance:
+        if known is not None and known.take_over(instance):
+            self._link_changed(known.link)
             return
         changed = self._drop(group, record.id)
         await self._join(group, record, instance)
@@ -225,7 +235,7 @@ class Fleet:
         codec = await asyncio.to_thread(self._load_text, card)
         fresh = ServedModel(card, codec, self._config.make_router(card))
         begin_model(card.name)
-        self._apply_thresholds(fresh)
+        self._thresholds.apply(fresh)
         if known is None:
             self._models.add(fresh)
         else:
@@ -235,19 +245,11 @@ class Fleet:
     def set_thresholds(self, model: ServedModel, wanted: Thresholds) -> None:
         """Set a model's busy thresholds, here and in the other front doors of the group."""
         self._thresholds.put(model.card.name, wanted)
-        self._apply_thresholds(model)
-
-    def _apply_thresholds(self, model: ServedModel) -> None:
-        known = self._thresholds.of(model.card.name)
-        if known is not None:
-            model.router.thresholds = BusyThresholds(
-                active_decode_blocks=known.active_decode_blocks,
-                active_prefill_tokens=known.active_prefill_tokens,
-            )
+        self._thresholds.apply(model)
 
     def _begin(
         self, group: asyncio.TaskGroup, instance: WorkerInstance, model: ServedModel
-    ) -> _Member:
+    ) -> Member:
         follower = WorkerFollower(
             instance,
             model.router,
@@ -262,7 +264,7 @@ class Fleet:
             on_change=self._link_changed,
             alongside=follower.run,
         )
-        return _Member(
+        return Member(
             link=link,
             follower=follower,
             progress=ProgressWatch(self._config.worker_stall_s),
@@ -276,6 +278,7 @@ class Fleet:
         if member is None:
             return False
         log.info("worker %s has left", instance_id)
+        self._wake()
         model = member.model
         left = [link.instance.card for link in self.links_of(model)]
         model.fit(left)
@@ -309,8 +312,11 @@ class Fleet:
         if member is None or member.link is not link:
             return
         instance, model = link.instance, member.model
-        if not link.connected:
+        self._wake()
+        if not link.routable:
             self._unlink(link, model)
+            return
+        if instance.instance_id in model.links:
             return
         model.links[instance.instance_id] = link
         model.router.observe(
@@ -332,6 +338,11 @@ class Fleet:
             forget_index(model.card.name, worker_id)
             self._tell(model)
 
+    def _wake(self) -> None:
+        """Let who waits for a change look again."""
+        self._change.set()
+        self._change = asyncio.Event()
+
     def _tell(self, model: ServedModel) -> None:
         CONNECTED.labels(model.card.name).set(len(model.links))
         if self.on_workers_change is not None:
@@ -343,14 +354,14 @@ class Fleet:
             self.on_ready_change()
 
     async def _look_after(self) -> None:
-        """Find who makes no progress, and show the size of the routers' indexes."""
+        """Find who makes no progress, and show who is unloaded and how large the indexes are."""
         while True:
             await asyncio.sleep(_LOOK_S)
             now = time.monotonic()
-            self._show_index()
+            self._show_models()
             if self._thresholds.look():
                 for model in self._models.list():
-                    self._apply_thresholds(model)
+                    self._thresholds.apply(model)
             for worker_id, member in list(self._members.items()):
                 link, follower = member.link, member.follower
                 if member.progress.look(
@@ -361,18 +372,13 @@ class Fleet:
                 ):
                     self._stall_changed(worker_id, member)
 
-    def _show_index(self) -> None:
+    def _show_models(self) -> None:
         for model in self._models.list():
-            stats, name = model.router.stats(), model.card.name
-            blocks = dict.fromkeys(model.links, 0)
-            for place, count in stats.blocks.items():
-                if place.worker_id in blocks:
-                    blocks[place.worker_id] += count
-            for worker_id, count in blocks.items():
-                INDEX_BLOCKS.labels(name, worker_id).set(count)
-            INDEX_EVICTED.labels(name).set(stats.evicted)
+            out = [it for it in self.links_of(model) if it.instance.state != READY]
+            UNLOADED.labels(model.card.name).set(len(out))
+            show_index(model.card.name, model.links, model.router.stats())
 
-    def _stall_changed(self, worker_id: str, member: _Member) -> None:
+    def _stall_changed(self, worker_id: str, member: Member) -> None:
         stalled = member.progress.stalled
         if stalled:
             log.warning("worker %s makes no progress: others are preferred", worker_id)

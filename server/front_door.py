@@ -1,5 +1,7 @@
 """The front door put together: fleet, data plane and KServe service."""
 
+import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -15,10 +17,17 @@ from server.data_plane import DataPlane
 from server.fleet import Connect, Fleet, plain_channel
 from server.fleet_service import FrontFleetService
 from server.kserve import KServeService
+from server.log_settings import LogSettings, Values
+from server.model_control import ModelControl
 from server.models import ServedModel
 from server.routing import RoutingDesk
 from server.shared_memory import SharedMemory
+from server.shared_values import SharedValues
+from server.trace_settings import Own, TraceSettings
 from wire.generate import Backend, Routing
+
+_LOG = logging.getLogger(__name__)
+_LOOK_S = 0.5
 
 
 class FrontDoor:
@@ -39,13 +48,24 @@ class FrontDoor:
     ) -> None:
         self._text_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text")
         self._fleet = Fleet(config, discovery, connect)
-        self._plane = DataPlane(
-            self._fleet, config, text_threads=self._text_threads, tracing=tracing, limits=limits
+        self._traces = TraceSettings(
+            collector=bool(tracing), shared=SharedValues(Own, config.group_file("traces"))
         )
+        self._logs = LogSettings(SharedValues(Values, config.group_file("logs")))
+        self._shares = config.group_folder is not None
+        self._plane = DataPlane(
+            self._fleet,
+            config,
+            text_threads=self._text_threads,
+            tracing=tracing,
+            limits=limits,
+            traces=self._traces,
+        )
+        control = ModelControl(self._fleet, config.model_control)
         desk = RoutingDesk(self._fleet, self._text_threads)
         self._memory = SharedMemory() if config.shared_memory else None
         self.services: list[Service] = [
-            KServeService(self._fleet, self._plane, self._memory).service,
+            KServeService(self._fleet, self._plane, control, self._logs, self._memory).service,
             FrontFleetService(desk).service,
         ]
         self.backend: Backend = self._plane
@@ -84,11 +104,25 @@ class FrontDoor:
     async def run(self) -> None:
         """Follow the fleet until cancelled."""
         try:
-            await self._fleet.run()
+            async with asyncio.TaskGroup() as tasks:
+                if self._shares:
+                    tasks.create_task(self._follow_group())
+                await self._fleet.run()
         finally:
             self._text_threads.shutdown(wait=False, cancel_futures=True)
             if self._memory is not None:
                 self._memory.close()
+
+    async def _follow_group(self) -> None:
+        """Take over what clients have set at others of the group; tell them what was counted."""
+        while True:
+            try:
+                self._traces.look()
+                self._logs.look()
+                self._plane.statistics.share()
+            except OSError as error:
+                _LOG.warning("the group's folder cannot be used: %s", error)
+            await asyncio.sleep(_LOOK_S)
 
     def withdraw(self) -> None:
         """Say to all who ask that nothing is ready."""

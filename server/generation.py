@@ -80,6 +80,7 @@ class Generation:
         record.token(time.monotonic(), first_choice=delta.index == 0)
         if delta.cached_tokens is not None:
             record.cached_tokens = delta.cached_tokens
+            record.engine_queued_s = delta.queued_s
         if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             self.fail(EngineFailed(f"the engine ended this request: {delta.finish_reason.label}"))
             return

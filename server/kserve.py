@@ -1,4 +1,4 @@
-"""The KServe v2 service of the front door: what is here, is it ready, and the way to inference."""
+"""The KServe v2 service of the front door: its rpcs in one table, and those that describe it."""
 
 from importlib.metadata import version
 from typing import Any
@@ -9,26 +9,40 @@ from server.data_plane import DataPlane
 from server.fleet import Fleet
 from server.kserve_infer import InferCalls, check_version
 from server.kserve_memory import SharedMemoryCalls
+from server.kserve_repository import RepositoryCalls
+from server.kserve_settings import SettingsCalls
+from server.kserve_statistics import StatisticsCalls
+from server.log_settings import LogSettings
+from server.model_control import ModelControl
 from server.models import ServedModel
 from server.shared_memory import SharedMemory
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE
-from wire.text_schema import MODEL_VERSION, model_config, model_metadata
+from wire.text_schema import model_config, model_metadata
 
 EXTENSIONS = (
-    "model_configuration", "model_repository", "parameters", "schedule_policy", "sequence",
-    "sequence(string_id)",
+    "logging", "model_configuration", "model_repository", "parameters", "schedule_policy",
+    "sequence", "sequence(string_id)", "statistics", "trace",
 )  # fmt: skip
 
 
 class KServeService:
-    """The unary rpcs that describe the server; inference is in InferCalls."""
+    """The whole service; each family of rpcs has handlers of its own beside those in here."""
 
-    def __init__(self, fleet: Fleet, plane: DataPlane, memory: SharedMemory | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        plane: DataPlane,
+        control: ModelControl,
+        logs: LogSettings,
+        memory: SharedMemory | None = None,
+    ) -> None:
         self._fleet = fleet
         self._plane = plane
         self._memory = SharedMemoryCalls(memory)
         calls = InferCalls(plane, memory)
+        repository = RepositoryCalls(fleet, plane, control)
+        settings = SettingsCalls(fleet, plane.traces, logs)
         self.service = Service(
             name=KSERVE,
             unary={
@@ -38,7 +52,12 @@ class KServeService:
                 "ModelReady": self._model_ready,
                 "ModelMetadata": self._model_metadata,
                 "ModelConfig": self._model_config,
-                "RepositoryIndex": self._repository_index,
+                "ModelStatistics": StatisticsCalls(fleet, plane.statistics).statistics,
+                "RepositoryIndex": repository.index,
+                "RepositoryModelLoad": repository.load,
+                "RepositoryModelUnload": repository.unload,
+                "TraceSetting": settings.trace_setting,
+                "LogSettings": settings.log_settings,
                 "ModelInfer": calls.infer,
                 **self._memory.unary,
             },
@@ -70,24 +89,6 @@ class KServeService:
 
     async def _model_config(self, message: Any, info: CallInfo) -> Any:
         return pb.ModelConfigResponse(config=model_config(self._model(message).card).config)
-
-    async def _repository_index(self, message: Any, info: CallInfo) -> Any:
-        states = [
-            (model.card.name, "READY", "")
-            if model.ready
-            else (model.card.name, "UNAVAILABLE", "no ready worker")
-            for model in self._fleet.models()
-        ]
-        states += [(name, "LOADING", "starting") for name in self._fleet.starting()]
-        return pb.RepositoryIndexResponse(
-            models=[
-                pb.RepositoryIndexResponse.ModelIndex(
-                    name=name, version=MODEL_VERSION, state=state, reason=reason
-                )
-                for name, state, reason in states
-                if state == "READY" or not message.ready
-            ]
-        )
 
     def _model(self, message: Any) -> ServedModel:
         model = self._fleet.model(message.name)

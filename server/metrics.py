@@ -1,8 +1,11 @@
 """What the front door counts besides requests (runtime/request_record.py)."""
 
+from collections.abc import Collection
 from contextlib import suppress
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from router.router import RouterStats
 
 DECISIONS = Counter(
     "penstock_router_decisions", "Requests sent to a worker.", ("model", "worker", "policy")
@@ -63,6 +66,9 @@ STALLED = Gauge(
     "penstock_workers_stalled", "Workers that have requests and make no progress.", ("model",)
 )
 CONNECTED = Gauge("penstock_workers_connected", "Workers that can take requests.", ("model",))
+UNLOADED = Gauge(
+    "penstock_workers_unloaded", "Workers whose model was unloaded by a client.", ("model",)
+)
 
 
 def begin_model(model: str) -> None:
@@ -70,11 +76,12 @@ def begin_model(model: str) -> None:
     RETRIES.labels(model)
     KV_RESYNCS.labels(model)
     STALLED.labels(model)
+    UNLOADED.labels(model)
 
 
 def forget_model(model: str) -> None:
     """Remove the series that tell how things stand with a model that is served here no more."""
-    for gauge in (CONNECTED, STALLED, INDEX_EVICTED):
+    for gauge in (CONNECTED, STALLED, UNLOADED, INDEX_EVICTED):
         with suppress(KeyError):
             gauge.remove(model)
 
@@ -90,3 +97,14 @@ def forget_index(model: str, worker: str) -> None:
     """Remove what an index holds of a worker that cannot be reached."""
     with suppress(KeyError):
         INDEX_BLOCKS.remove(model, worker)
+
+
+def show_index(model: str, workers: Collection[str], stats: RouterStats) -> None:
+    """Show how many blocks a router knows of each of these workers."""
+    blocks = dict.fromkeys(workers, 0)
+    for place, count in stats.blocks.items():
+        if place.worker_id in blocks:
+            blocks[place.worker_id] += count
+    for worker_id, count in blocks.items():
+        INDEX_BLOCKS.labels(model, worker_id).set(count)
+    INDEX_EVICTED.labels(model).set(stats.evicted)

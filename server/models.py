@@ -6,7 +6,7 @@ from router.router import Router
 from runtime.errors import InternalError, ModelAlreadyExists, ModelNotFound
 from server.text.codec import TextCodec
 from server.worker_link import WorkerLink
-from wire.cards import ModelCard
+from wire.cards import UNLOADED, UNLOADING, ModelCard
 
 DEFAULT_MODEL = ""
 """The name that stands for the default model: what a request says that names none."""
@@ -35,6 +35,19 @@ class ServedModel:
     def ready(self) -> bool:
         """Whether a worker can take a request now."""
         return bool(self.links)
+
+    def state(self, workers: set[str]) -> tuple[str, str]:
+        """Return READY, or another state of RepositoryIndex and its reason.
+
+        `workers` are the states (wire/cards.py) of all its workers.
+        """
+        if self.ready:
+            return "READY", ""
+        if UNLOADING in workers:
+            return "UNLOADING", "being unloaded"
+        if workers == {UNLOADED}:
+            return "UNAVAILABLE", "unloaded"
+        return "UNAVAILABLE", "no ready worker"
 
     def fit(self, cards: list[ModelCard]) -> None:
         """Take over what the cards of its workers have in common, and all their aliases.

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenacity import (
     AsyncRetrying,
@@ -15,12 +15,16 @@ from tenacity import (
 from runtime.errors import EngineFailed, ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
 from server.metrics import FRAMES
-from wire.cards import WorkerInstance
+from wire.cards import READY, WorkerInstance
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.inference_pb2 import ModelStreamInferResponse
-from wire.pool import KSERVE
+from wire.penstock_pb2 import ControlRequest
+from wire.pool import FLEET, KSERVE
 from wire.token_contract import encode_cancel, encode_token_request
 from wire.tokens import TokenDelta, TokenRequest, TokenSink
+
+if TYPE_CHECKING:
+    from wire.penstock_pb2 import ControlAction
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +62,14 @@ class WorkerLink:
         self._retiring = False
         self._frames_metric = FRAMES.labels(instance.card.name)
         self._complaint = ""
+        self._controls = 0
+        self._uncontrolled = asyncio.Event()
+        self._uncontrolled.set()
+
+    @property
+    def routable(self) -> bool:
+        """Whether it takes new requests: connected, and its model is loaded."""
+        return self.connected and self.instance.state == READY
 
     @property
     def running(self) -> int:
@@ -73,9 +85,27 @@ class WorkerLink:
             "engine": instance.engine,
             "version": instance.version,
             "connected": self.connected,
+            "state": instance.state,
             "in_flight": self.running,
             "status_url": instance.status_url,
         }
+
+    async def control(self, action: "ControlAction", *, timeout_s: float) -> str:
+        """Ask the worker for another state; returns the one that it has then.
+
+        Raises ServingError: WorkerLost when it does not answer, Unsupported when it has no Control.
+        """
+        request = ControlRequest(action=action)
+        self._controls += 1
+        self._uncontrolled.clear()
+        try:
+            answer = await self._channel.unary(FLEET, "Control", request, timeout_s=timeout_s)
+        finally:
+            self._controls -= 1
+            if not self._controls:
+                self._uncontrolled.set()
+        state: str = answer.state
+        return state
 
     def submit(self, request: TokenRequest, sink: TokenSink) -> int:
         """Send a request; returns its slot. Raises WorkerLost when not connected."""
@@ -118,7 +148,11 @@ class WorkerLink:
                         await self._hold()
         finally:
             self._lost("the front door let go of the worker")
-            await self._channel.close()
+            # Discovery may tell of a worker's new state, which ends this link, before its answer.
+            try:
+                await self._uncontrolled.wait()
+            finally:
+                await self._channel.close()
 
     async def _hold(self) -> None:
         """Relay one stream until it breaks; raises ServingError when it never worked."""

@@ -4,6 +4,9 @@ import msgspec
 
 INSTANCE_KIND = "instances"
 ROUTER_KIND = "routers"
+READY = "ready"
+UNLOADING = "unloading"
+UNLOADED = "unloaded"
 
 
 def instance_kind(namespace: str) -> str:
@@ -33,7 +36,8 @@ class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
     """One worker process. `address` is host:port of its gRPC service; `kv_blocks` its capacity.
 
     It runs `max_num_seqs` sequences at once in each data-parallel rank (0: unknown); `kv_events`
-    is whether WatchKvEvents tells what its prefix cache holds.
+    is whether WatchKvEvents tells what its prefix cache holds. `state` is READY, or UNLOADING while
+    it takes no more requests and has running ones, then UNLOADED until it is loaded again.
     """
 
     instance_id: str
@@ -46,6 +50,7 @@ class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
     kv_events: bool = False
     status_url: str = ""
     version: str = ""
+    state: str = READY
 
 
 class RouterInstance(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,9 +13,18 @@ class KvEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KV_STORED: _ClassVar[KvEventKind]
     KV_REMOVED: _ClassVar[KvEventKind]
     KV_CLEARED: _ClassVar[KvEventKind]
+
+class ControlAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTROL_NONE: _ClassVar[ControlAction]
+    CONTROL_LOAD: _ClassVar[ControlAction]
+    CONTROL_UNLOAD: _ClassVar[ControlAction]
 KV_STORED: KvEventKind
 KV_REMOVED: KvEventKind
 KV_CLEARED: KvEventKind
+CONTROL_NONE: ControlAction
+CONTROL_LOAD: ControlAction
+CONTROL_UNLOAD: ControlAction
 
 class WatchKvEventsRequest(_message.Message):
     __slots__ = ("since",)
@@ -148,6 +157,18 @@ class RouteCandidate(_message.Message):
     prefill_tokens: int
     busy: bool
     def __init__(self, worker_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., overlap_blocks: _Optional[int] = ..., cost: _Optional[float] = ..., active_blocks: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., busy: _Optional[bool] = ...) -> None: ...
+
+class ControlRequest(_message.Message):
+    __slots__ = ("action",)
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    action: ControlAction
+    def __init__(self, action: _Optional[_Union[ControlAction, str]] = ...) -> None: ...
+
+class ControlResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    def __init__(self, state: _Optional[str] = ...) -> None: ...
 
 class WatchActiveLoadRequest(_message.Message):
     __slots__ = ("model_name",)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runtime.errors import InvalidRequest, Unsupported
-from runtime.rpc import Call, CallHandler, Service
+from runtime.rpc import Call, CallHandler, Service, UnaryHandler
 from wire.kv_events import encode_batch, read_positions
 from wire.penstock_pb2 import LoadReport, RankLoad
 from wire.pool import FLEET
@@ -25,6 +25,7 @@ LOAD_LOOK_S = 1.0
 class FleetService:
     """The handlers. `draining` and `stalled` say how the worker is; `end` ends what watches.
 
+    `control` answers Control, which is not offered without it.
     `load_look_s` is the time between two looks at what changes without a step.
     """
 
@@ -34,6 +35,7 @@ class FleetService:
         *,
         draining: Callable[[], bool] = lambda: False,
         stalled: Callable[[], bool] = lambda: False,
+        control: UnaryHandler | None = None,
         load_look_s: float = LOAD_LOOK_S,
     ) -> None:
         self.loads = LoadReports(engine, draining, stalled, load_look_s)
@@ -41,6 +43,7 @@ class FleetService:
         self._watchers: dict[_KvWatcher | _LoadWatcher, None] = {}
         self.service = Service(
             name=FLEET,
+            unary={} if control is None else {"Control": control},
             streams={"WatchKvEvents": self._watch_kv_events, "WatchLoad": self._watch_load},
         )
 

@@ -5,6 +5,7 @@ import itertools
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -121,12 +122,15 @@ class Flight:
 class Flights:
     """All running requests of a worker, and what came of those before them.
 
-    `outcomes` counts requests by how they ended: "ok", or the reason of the error.
+    `outcomes` counts requests by how they ended: "ok", or the reason of the error. New requests are
+    refused while `draining` or `unloaded`. `on_idle` is called when the last one has ended.
     """
 
     def __init__(self, engine: Engine, model: str = "", tracing: Tracing | None = None) -> None:
         self.engine = engine
         self.draining = False
+        self.unloaded = False
+        self.on_idle: Callable[[], None] = _nobody
         self.outcomes: Counter[str] = Counter({OK: 0})
         self.output_tokens = 0
         self.frames_sent = 0
@@ -163,6 +167,7 @@ class Flights:
         del self._running[flight.engine_id]
         if not self._running:
             self._idle.set()
+            self.on_idle()
 
     def abandon(self, error: ServingError) -> int:
         """End all that run with `error`; returns how many that were."""
@@ -178,6 +183,9 @@ class Flights:
     def _submit(self, request: TokenRequest, deadline_s: float | None) -> Flight:
         if self.draining:
             raise Draining("the worker is stopping and takes no new requests")
+        if self.unloaded:
+            # The front door has not heard yet: another worker may take the request.
+            raise Draining("the model is unloaded on this worker")
         if deadline_s is not None and deadline_s <= time.monotonic():
             raise DeadlineExceeded("the deadline passed before the request began")
         spans = None
@@ -186,3 +194,7 @@ class Flights:
         flight = Flight(self, f"r{next(self._numbers)}", request, spans)
         self.engine.submit(msgspec.structs.replace(request, request_id=flight.engine_id), flight)
         return flight
+
+
+def _nobody() -> None:
+    """Nobody waits for the end."""

@@ -61,8 +61,8 @@ class WorkerService:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine lives and the worker is not on its way out."""
-        return self._engine.failure is None and not self.draining
+        """Whether the engine lives, the model is loaded and the worker not on its way out."""
+        return self._engine.failure is None and not (self.draining or self.flights.unloaded)
 
     @property
     def engine_kind(self) -> str:

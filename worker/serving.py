@@ -21,10 +21,11 @@ from runtime.metrics import set_build_info
 from runtime.ready_file import remove_ready_file, write_ready_file
 from runtime.status_server import StatusServer
 from runtime.tracing import Tracing, start_tracing
-from wire.cards import WorkerInstance, instance_kind
+from wire.cards import READY, WorkerInstance, instance_kind
 from wire.pool import FLEET, KSERVE, POOL, rpc_types
 from worker.card import make_card
 from worker.config import WorkerConfig
+from worker.control import ModelControl
 from worker.engine import Engine
 from worker.fleet_service import FleetService
 from worker.metrics import WorkerCollector
@@ -53,9 +54,13 @@ async def serve_worker(
         try:
             await _start_unless_stopped(worker, stop)
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(worker.watch(stop))
+                running = [
+                    tasks.create_task(worker.watch(stop)),
+                    tasks.create_task(worker.announce_states()),
+                ]
                 log.info("stopping: %s", await stop.wait())
-                watching.cancel()
+                for task in running:
+                    task.cancel()
         finally:
             await worker.stop()
     return 1 if worker.failure else 0
@@ -92,6 +97,8 @@ class WorkerProcess:
         self._service: WorkerService | None = None
         self._fleet: FleetService | None = None
         self._watch: EngineWatch | None = None
+        self._control: ModelControl | None = None
+        self._instance: WorkerInstance | None = None
         self._server: GrpcServer | None = None
         self._status: StatusServer | None = None
         self._lease: Lease | None = None
@@ -107,8 +114,12 @@ class WorkerProcess:
         )
         service = self._service = WorkerService(self._engine, card, self._tracing)
         watch = self._watch = EngineWatch(service.flights, config)
+        control = self._control = ModelControl(service, self._announce)
         self._fleet = FleetService(
-            self._engine, draining=lambda: service.draining, stalled=lambda: watch.stalled
+            self._engine,
+            draining=lambda: service.draining,
+            stalled=lambda: watch.stalled,
+            control=control.control,
         )
         self._server = GrpcServer(
             services=[service.service, self._fleet.service],
@@ -122,8 +133,8 @@ class WorkerProcess:
         self._set_serving(False)
         address = await self._server.start()
         instance_id = instance_id_of(card.name)
-        status_url = self._start_status(describe_worker(instance_id, service, watch))
-        instance = WorkerInstance(
+        status_url = self._start_status(describe_worker(instance_id, service, watch, control))
+        instance = self._instance = WorkerInstance(
             instance_id=instance_id,
             address=reachable_address(address, config.advertise_host),
             card=card,
@@ -174,6 +185,18 @@ class WorkerProcess:
         assert self._watch is not None
         self.failure = await self._watch.run()
         stop.request(self.failure)
+
+    async def announce_states(self) -> None:
+        """Tell others whenever the model is loaded or unloaded, until cancelled."""
+        assert self._control is not None
+        await self._control.run()
+
+    async def _announce(self, state: str) -> None:
+        assert self._instance is not None
+        self._set_serving(state == READY)
+        if self._lease is not None:
+            instance = msgspec.structs.replace(self._instance, state=state)
+            await self._lease.update(msgspec.json.encode(instance))
 
     async def stop(self) -> None:
         """Leave in order; nothing is waited for after a failure or before anybody has come."""
@@ -238,7 +261,7 @@ class WorkerProcess:
 
 
 def describe_worker(
-    instance_id: str, service: WorkerService, watch: EngineWatch
+    instance_id: str, service: WorkerService, watch: EngineWatch, control: ModelControl
 ) -> Callable[[], Mapping[str, Any]]:
     """Return what makes the JSON of /health, on the status port's thread."""
 
@@ -250,6 +273,7 @@ def describe_worker(
             "instance_id": instance_id,
             "model": service.card.name,
             "engine": service.engine_kind,
+            "state": control.state,
             "draining": service.draining,
             "in_flight": service.in_flight,
             "load": {

@@ -1,7 +1,7 @@
 """A whole fleet in one process and event loop: front door and simulated workers over real gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from runtime.api_keys import ApiKeys
 from runtime.discovery import Lease, Record
 from runtime.discovery_memory import MemoryDiscovery
 from runtime.grpc_server import GrpcServer
+from runtime.rpc import CallInfo
 from runtime.tls import ServerIdentity
+from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
 from server.fleet import Connect, plain_channel
 from server.front_door import FrontDoor
@@ -20,13 +22,18 @@ from tests.waiting import eventually
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
 from wire.pool import POOL, rpc_types
 from worker.card import make_card
+from worker.control import ModelControl
 from worker.fleet_service import FleetService
 from worker.service import WorkerService
 from worker.sim_engine import SimConfig, SimEngine
 
 
+async def _at_once() -> None:
+    """Nothing is waited for."""
+
+
 class SimWorker:
-    """One simulated worker on a port of its own."""
+    """One simulated worker on a port of its own. It waits for `before_answer` in Control."""
 
     def __init__(
         self,
@@ -39,16 +46,33 @@ class SimWorker:
         self.card = card
         self.engine = engine
         self.service = WorkerService(engine, card)
-        self.fleet = FleetService(engine, draining=lambda: self.service.draining)
+        self.control = ModelControl(self.service, self._announce)
+        self.fleet = FleetService(
+            engine, draining=lambda: self.service.draining, control=self._control
+        )
         self.server = grpc_server(self.service.service, self.fleet.service, **(server or {}))
+        self.before_answer: Callable[[], Awaitable[None]] = _at_once
         self.lease: Lease | None = None
         self.address = ""
 
     async def start(self, discovery: MemoryDiscovery) -> None:
         await self.engine.start()
         self.address = await self.server.start()
+        await self.register(discovery)
+
+    async def register(self, discovery: MemoryDiscovery) -> None:
+        """Register, as if just started."""
         value = msgspec.json.encode(self.instance())
         self.lease = await discovery.register(Record(kind=INSTANCE_KIND, id=self.name, value=value))
+
+    async def _control(self, message: Any, info: CallInfo) -> Any:
+        answer = await self.control.control(message, info)
+        await self.before_answer()
+        return answer
+
+    async def _announce(self, state: str) -> None:
+        assert self.lease is not None
+        await self.lease.update(msgspec.json.encode(self.instance()))
 
     def instance(self) -> WorkerInstance:
         """What it says of itself in discovery."""
@@ -60,6 +84,7 @@ class SimWorker:
             kv_blocks=self.engine.info.kv_blocks,
             max_num_seqs=self.engine.info.max_num_seqs,
             kv_events=bool(self.engine.kv_logs),
+            state=self.control.state,
         )
 
     async def leave(self) -> None:
@@ -120,15 +145,18 @@ async def running_stack(
     worker_server: Mapping[str, Any] | None = None,
     connect: Connect = plain_channel,
     connected: bool = True,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Stack]:
     """Start everything, wait until it is ready, and stop it all at the end.
 
     `keys` and `tls` are the front's; `worker_server` are further arguments of the workers' gRPC
     servers, which `connect` makes the front door's channels to. `connected` false does not wait
-    for the workers to be connected.
+    for the workers to be connected; `tracing` is the front door's.
     """
     discovery = MemoryDiscovery()
-    door = FrontDoor(config or FrontDoorConfig(), discovery, limits=keys, connect=connect)
+    door = FrontDoor(
+        config or FrontDoorConfig(), discovery, tracing=tracing, limits=keys, connect=connect
+    )
     async with AsyncExitStack() as resources, asyncio.TaskGroup() as tasks:
         resources.push_async_callback(discovery.close)
         started = []
@@ -139,6 +167,7 @@ async def running_stack(
             await worker.start(discovery)
             resources.push_async_callback(worker.stop)
             started.append(worker)
+        controls = [tasks.create_task(worker.control.run()) for worker in started]
         running = tasks.create_task(door.run())
         server = grpc_server(*door.services, access=keys, tls=tls)
         address = await server.start()
@@ -149,4 +178,5 @@ async def running_stack(
             yield stack
         finally:
             await server.stop(0.0)
-            running.cancel()
+            for task in (running, *controls):
+                task.cancel()

@@ -156,6 +156,7 @@ def test_health_and_metrics_say_what_the_worker_did(tmp_path: Path) -> None:
             "process": "worker",
             "model": "smollm2",
             "engine": "sim",
+            "state": "ready",
             "draining": False,
             "in_flight": 0,
             "canary": {"failures": 0},
