@@ -4,8 +4,9 @@ from typing import Any
 
 from runtime.errors import ServingError
 from runtime.rpc import CallInfo, Service
-from server.kserve_infer import in_kserve_terms, read_request
+from server.kserve_infer import read_request
 from server.routing import RoutingDesk
+from wire.kserve_terms import in_kserve_terms
 from wire.pool import FLEET
 from wire.routes import best_worker_response
 

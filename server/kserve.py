@@ -7,7 +7,7 @@ from runtime.errors import ServingError
 from runtime.rpc import CallInfo, Service
 from server.data_plane import DataPlane
 from server.fleet import Fleet
-from server.kserve_infer import InferCalls, check_version
+from server.kserve_infer import InferCalls
 from server.kserve_memory import SharedMemoryCalls
 from server.kserve_repository import RepositoryCalls
 from server.kserve_settings import SettingsCalls
@@ -17,6 +17,7 @@ from server.model_control import ModelControl
 from server.models import ServedModel
 from server.shared_memory import SharedMemory
 from wire import inference_pb2 as pb
+from wire.kserve_terms import check_version
 from wire.pool import KSERVE
 from wire.text_schema import model_config, model_metadata
 

@@ -8,27 +8,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from runtime.errors import ModelNotFound, ServingError, shown_error
+from runtime.errors import ServingError, shown_error
 from runtime.request_record import record_refusal
 from runtime.rpc import Call, CallInfo
 from server.data_plane import DataPlane
 from server.generation import Generation
 from server.shared_memory import Placement, SharedMemory
 from wire.generate import GenerateRequest
+from wire.kserve_terms import check_version, in_kserve_terms
 from wire.text_request import OutputSelection, decode_text_request
 from wire.text_response import encode_text_response, stream_error, stream_response
-from wire.text_schema import MODEL_VERSION
 
 ERROR_STATUS_HEADER = "triton_grpc_error"
 """Triton's request header: end the stream with an error's real status instead of in-band."""
-
-INPUT_NAMES = {"prompt": "text_input", "prompt_token_ids": "input_ids", "messages": "messages"}
-
-
-def check_version(name: str, asked: str) -> None:
-    """Raise ModelNotFound unless `asked` is empty or the one version there is."""
-    if asked not in ("", MODEL_VERSION):
-        raise ModelNotFound(f"model {name!r} has no version {asked!r}", param="model_version")
 
 
 class Asked(NamedTuple):
@@ -73,20 +65,6 @@ def decode_request(
             now=time.monotonic(),
         )
         raise
-
-
-def in_kserve_terms(error: ServingError) -> ServingError:
-    """Return the error with the name that the field has among this contract's input tensors."""
-    name = INPUT_NAMES.get(error.param or "")
-    if name is None or name in error.message:
-        return error
-    return type(error)(f"{name}: {error.message}", param=name)
-
-
-def put_outputs(memory: SharedMemory | None, asked: Asked, response: Any) -> None:
-    """Move outputs to where the request wants them; raises InvalidRequest when one has no room."""
-    if memory is not None and asked.places:
-        memory.put_outputs(asked.request.principal, asked.places, response)
 
 
 class InferCalls:

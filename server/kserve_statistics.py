@@ -7,9 +7,9 @@ from typing import Any
 from runtime.rpc import CallInfo
 from server.fleet import Fleet
 from server.group_statistics import GroupStatistics
-from server.kserve_infer import check_version
 from server.model_statistics import Durations, ModelStatistics, ResponseStatistics
 from wire import inference_pb2 as pb
+from wire.kserve_terms import check_version
 from wire.text_schema import MODEL_VERSION
 
 FIRST_RESPONSE = "0"
