@@ -67,6 +67,12 @@ def decode_request(
         raise
 
 
+def put_outputs(memory: SharedMemory | None, asked: Asked, response: Any) -> None:
+    """Move outputs to where the request wants them; raises InvalidRequest when one has no room."""
+    if memory is not None and asked.places:
+        memory.put_outputs(asked.request.principal, asked.places, response)
+
+
 class InferCalls:
     """The handlers of the two inference rpcs."""
 
