@@ -17,7 +17,7 @@ class RoutingOptions:
         group="Routing", choices=POLICIES,
     )  # fmt: skip
     router_overlap_weight: float = option(
-        1.0, help="what a KV block of the prompt to compute costs beside one that is in use",
+        4.0, help="what a KV block of the prompt to compute costs beside one that is in use",
         group="Routing", least=0,
     )  # fmt: skip
     router_temperature: float = option(

@@ -23,7 +23,7 @@ class RouterSettings:
 
     policy: str = "kv"
     block_size: int = 16
-    overlap_weight: float = 1.0
+    overlap_weight: float = 4.0
     temperature: float = 0.0
     use_kv_events: bool = True
     ttl_s: float = 120.0

@@ -72,7 +72,7 @@ def test_a_prompt_goes_where_most_of_it_is_cached() -> None:
     assert (choice.worker_id, choice.overlap_blocks, choice.prompt_blocks) == ("b", 15, 20)
     judged = made.explain(ask(PROMPT), 0.0)
     assert [(it.place, it.overlap_blocks) for it in judged] == [(B, 15), (A, 5), (C, 0)]
-    assert choice.cost == judged[0].cost == 5 + 20
+    assert choice.cost == judged[0].cost == 4 * 5 + 20
 
 
 def test_load_outweighs_a_cache_when_it_is_more_than_the_cache_saves() -> None:
