@@ -37,14 +37,26 @@ class Process:
 
 @contextmanager
 def fleet(
-    *, front: Sequence[str] = (), worker: Sequence[str] = (), workers: int = 1
+    *,
+    front: Sequence[str] = (),
+    worker: Sequence[str] = (),
+    workers: int = 1,
+    vllm: Sequence[str] | None = None,
 ) -> Iterator[list[Process]]:
-    """Run a front door, the first of the list, and simulated workers of one model."""
-    simulated = ("worker", "smollm2", "--engine", "sim", "--model-name", MODEL, *worker)
+    """Run a front door, the first of the list, and workers of one model.
+
+    They are simulated, unless `vllm` has arguments for the real engine.
+    """
+    engine = ("--engine", "sim" if vllm is None else "vllm")
+    behind = () if vllm is None else ("--", *vllm)
+    of_worker = ("worker", "smollm2", *engine, "--model-name", MODEL, *worker)
     commands = {"front-door": ("frontend", "--expect-model", MODEL, *front)}
-    commands |= {f"worker-{number}": simulated for number in range(workers)}
+    commands |= {f"worker-{number}": of_worker for number in range(workers)}
     with tempfile.TemporaryDirectory() as folder:
-        started = {name: _start(Path(folder), name, *how) for name, how in commands.items()}
+        started = {
+            name: _start(Path(folder), name, how, () if name == "front-door" else behind)
+            for name, how in commands.items()
+        }
         try:
             yield [_ready(Path(folder), name, process) for name, process in started.items()]
         finally:
@@ -60,13 +72,15 @@ def cpu_s(pid: int) -> float:
     return times.user + times.system
 
 
-def _start(folder: Path, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+def _start(
+    folder: Path, name: str, arguments: Sequence[str], behind: Sequence[str]
+) -> subprocess.Popen[bytes]:
     """Start a penstock process with free ports; those of one `folder` find each other."""
     command = [sys.executable, "-m", "cli.main", "--parent-pid", str(os.getpid()), *arguments]
     command += ["--metrics-port", "0", "--grpc-port", "0"]
     command += ["--ready-file", str(folder / f"{name}.json")]
     command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]
-    command += ["--log-level", "warning", "--log-format", "json"]
+    command += ["--log-level", "warning", "--log-format", "json", *behind]
     with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 

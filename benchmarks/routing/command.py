@@ -23,10 +23,9 @@ from benchmarks.routing.replay import Turn, replay
 from benchmarks.routing.workloads import Workload, multi_turn, no_shared_prefix, shared_prefix
 
 POLICIES = ("round-robin", "random", "kv")
-SIM = ("--engine", "sim", "--sim-kv-blocks", "4096", "--sim-block-size", "32")
-VLLM = ("--engine", "vllm")
+SIM = ("--sim-kv-blocks", "4096", "--sim-block-size", "32")
 # Little to compute and eager: what two cores can do for two engines at once.
-VLLM_ARGUMENTS = ("--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8")
+VLLM = ("--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +56,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace, policy: str) -> dict[str, list[Turn]]:
     front = ["--no-http", "--router-policy", policy]
-    worker = [*VLLM, "--", *VLLM_ARGUMENTS] if options.real else SIM
-    workers = 2 if options.real else options.workers
+    how: dict[str, Any] = {"worker": SIM, "workers": options.workers}
+    if options.real:
+        how = {"vllm": VLLM, "workers": 2}
     measured: dict[str, list[Turn]] = {}
-    with fleet(front=front, worker=worker, workers=workers) as (door, *_):
+    with fleet(front=front, **how) as (door, *_):
         for workload in _workloads(options):
             measured[workload.name] = uvloop.run(replay(door.ready["grpc"], workload))
             about = summary(measured[workload.name])
