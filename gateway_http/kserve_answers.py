@@ -27,19 +27,13 @@ _Headers: TypeAlias = list[tuple[bytes, bytes]]
 _json = msgspec.json.Encoder().encode
 
 
-class InferAnswer:
-    """The body of /infer. `is_binary` says which outputs stand behind the JSON."""
+class _BodyAnswer:
+    """An answer in one body, encoded when it is complete."""
 
-    def __init__(
-        self,
-        request: GenerateRequest,
-        selection: OutputSelection,
-        is_binary: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, request: GenerateRequest, selection: OutputSelection) -> None:
         self.headers: _Headers = [JSON_TYPE]
         self._request = request
         self._selection = selection
-        self._is_binary = is_binary
         self._whole = WholeDelta()
 
     @property
@@ -50,6 +44,23 @@ class InferAnswer:
     def add(self, prompt: int, delta: GenerateDelta) -> None:
         """Take the next delta."""
         self._whole.add(delta)
+
+    def error_body(self, error: ServingError) -> bytes:
+        """The whole answer instead, when there is none."""
+        return kserve_error_json(error)
+
+
+class InferAnswer(_BodyAnswer):
+    """The body of /infer. `is_binary` says which outputs stand behind the JSON."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        selection: OutputSelection,
+        is_binary: Callable[[str], bool],
+    ) -> None:
+        super().__init__(request, selection)
+        self._is_binary = is_binary
 
     def encode(self) -> bytes:
         """The JSON, and behind it the tensors that the client wants so."""
@@ -77,36 +88,13 @@ class InferAnswer:
             ]
         return b"".join([body, *behind])
 
-    def error_body(self, error: ServingError) -> bytes:
-        """The whole answer instead, when there is none."""
-        return kserve_error_json(error)
 
-
-class GenerateAnswer:
+class GenerateAnswer(_BodyAnswer):
     """The body of /generate."""
-
-    def __init__(self, request: GenerateRequest, selection: OutputSelection) -> None:
-        self.headers: _Headers = [JSON_TYPE]
-        self._request = request
-        self._selection = selection
-        self._whole = WholeDelta()
-
-    @property
-    def complete(self) -> bool:
-        """Whether the final delta has come."""
-        return self._whole.complete
-
-    def add(self, prompt: int, delta: GenerateDelta) -> None:
-        """Take the next delta."""
-        self._whole.add(delta)
 
     def encode(self) -> bytes:
         """The JSON body."""
         return _generate_json(self._request, self._selection, self._whole.delta())
-
-    def error_body(self, error: ServingError) -> bytes:
-        """The whole answer instead, when there is none."""
-        return kserve_error_json(error)
 
 
 class GenerateEvents:

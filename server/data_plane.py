@@ -311,7 +311,7 @@ class DataPlane:
             flight.trace.step("route", now)
             traceparent = flight.trace.relay(choice.worker_id, now)
         link = model.links[choice.worker_id]
-        rank = choice.rank if link.instance.data_parallel_size > 1 else None
+        rank = link.asked_rank(choice.rank)
         tokens = token_request(request, prompt, model.card, rank=rank, traceparent=traceparent)
         flight.slot = link.submit(tokens, generation)
         flight.link = link

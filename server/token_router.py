@@ -119,7 +119,7 @@ class _Routed:
         route = _route(request, self._failed)
         choice = self._owner.choose(model, route)
         link = model.links[choice.worker_id]
-        rank = choice.rank if link.instance.data_parallel_size > 1 else None
+        rank = link.asked_rank(choice.rank)
         asked = msgspec.structs.replace(request, data_parallel_rank=rank, pinned_worker=None)
         self._slot = link.submit(asked, self)
         self._link = link

@@ -76,6 +76,10 @@ class WorkerLink:
         """How many requests are on the stream."""
         return len(self._sinks)
 
+    def asked_rank(self, rank: int) -> int | None:
+        """How a request names a data-parallel rank: not at all where the worker has one only."""
+        return rank if self.instance.data_parallel_size > 1 else None
+
     def describe(self) -> dict[str, Any]:
         """What is known of the worker, as JSON values."""
         instance = self.instance

@@ -65,16 +65,6 @@ def best_worker_response(report: RouteReport) -> pb.BestWorkerResponse:
         address=report.address,
         overlap_blocks=report.overlap_blocks,
         prompt_blocks=report.prompt_blocks,
-        candidates=[
-            pb.RouteCandidate(
-                worker_id=it.worker_id,
-                data_parallel_rank=it.data_parallel_rank,
-                overlap_blocks=it.overlap_blocks,
-                cost=it.cost,
-                active_blocks=it.active_blocks,
-                prefill_tokens=it.prefill_tokens,
-                busy=it.busy,
-            )
-            for it in report.candidates
-        ],
+        # Both have the same fields.
+        candidates=[pb.RouteCandidate(**msgspec.structs.asdict(it)) for it in report.candidates],
     )

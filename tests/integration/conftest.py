@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from runtime.grpc_client import RpcChannel
+from tests.integration.stack import Stack
 from tests.integration.worker_stack import SLOW, Worker, serving
+from wire.pool import rpc_types
 
 
 @pytest.fixture
@@ -18,3 +21,11 @@ async def worker(model_folder: Path) -> AsyncIterator[Worker]:
 async def slow_worker(model_folder: Path) -> AsyncIterator[Worker]:
     async with serving(model_folder, timing=SLOW) as worker:
         yield worker
+
+
+@pytest.fixture
+async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
+    """A channel to the front door of the module's own `stack`."""
+    opened = RpcChannel(stack.grpc, rpc_types=rpc_types)
+    yield opened
+    await opened.close()

@@ -48,13 +48,6 @@ async def stack(model_folder: Path) -> AsyncIterator[Stack]:
         yield running
 
 
-@pytest.fixture
-async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
-    opened = RpcChannel(stack.grpc, rpc_types=rpc_types)
-    yield opened
-    await opened.close()
-
-
 async def test_a_stream_joins_to_the_unary_answer_and_carries_usage(channel: RpcChannel) -> None:
     whole = await infer(channel, ask("u", stream=False))
     async with open_stream(channel) as stream:

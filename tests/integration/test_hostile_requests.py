@@ -37,13 +37,6 @@ async def stack(model_folder: Path) -> AsyncIterator[Stack]:
         yield running
 
 
-@pytest.fixture
-async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
-    opened = RpcChannel(stack.grpc, rpc_types=rpc_types)
-    yield opened
-    await opened.close()
-
-
 def ask(request_id: str = "", model: str = "sim", **inputs: str) -> Any:
     request = pb.ModelInferRequest(model_name=model, id=request_id)
     request.parameters["max_tokens"].int64_param = 2

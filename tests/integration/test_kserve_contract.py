@@ -42,13 +42,6 @@ async def client(stack: Stack) -> AsyncIterator[triton.InferenceServerClient]:
         yield opened
 
 
-@pytest.fixture
-async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
-    opened = RpcChannel(stack.grpc, rpc_types=rpc_types)
-    yield opened
-    await opened.close()
-
-
 def tensor(name: str, value: Any, dtype: Any = None, shape: list[int] | None = None) -> Any:
     """An input of Triton's client; texts and bytes are BYTES."""
     array = np.array(value, dtype=object if isinstance(value, str | bytes) else dtype)

@@ -21,7 +21,7 @@ from tests.integration.kserve_client import ask, infer, is_final, open_stream, r
 from tests.integration.stack import Stack, running_stack
 from tests.waiting import eventually
 from wire import inference_pb2 as pb
-from wire.pool import KSERVE, rpc_types
+from wire.pool import KSERVE
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
@@ -40,13 +40,6 @@ async def stack(model_folder: Path) -> AsyncIterator[Stack]:
 async def client(stack: Stack) -> AsyncIterator[triton.InferenceServerClient]:
     async with triton.InferenceServerClient(stack.grpc) as made:
         yield made
-
-
-@pytest.fixture
-async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
-    made = RpcChannel(stack.grpc, rpc_types=rpc_types)
-    yield made
-    await made.close()
 
 
 def tensor(name: str, value: Any, datatype: str = "BYTES", shape: tuple[int, ...] = (1,)) -> Any:

@@ -49,13 +49,6 @@ async def stack(model_folder: Path) -> AsyncIterator[Stack]:
 
 
 @pytest.fixture
-async def channel(stack: Stack) -> AsyncIterator[RpcChannel]:
-    opened = RpcChannel(stack.grpc, rpc_types=rpc_types)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 async def client(stack: Stack) -> AsyncIterator[triton.InferenceServerClient]:
     async with triton.InferenceServerClient(stack.grpc) as opened:
         yield opened
