@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,24 +11,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway_http.answers import Answer, WholeAnswer
-from gateway_http.api_document import describe, describe_generation
+from gateway_http.api_document import describe
 from gateway_http.config import GatewayConfig
 from gateway_http.errors import error_response, http_error_response, known_error
 from gateway_http.exchange import EXCHANGE, GatewayApp
-from gateway_http.generation import GenerationResponse, as_body, as_events
-from gateway_http.intake import read_json_body
 from gateway_http.kserve_rest import add_kserve
-from gateway_http.openai import chat_request, completion_requests, decode_body
-from gateway_http.origin import origin_of
+from gateway_http.openai_routes import add_openai
 from gateway_http.routing import add_routing
-from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
-from gateway_http.sse import ChunkWriter
 from runtime.access import Access
 from runtime.errors import ModelNotFound, ServingError
 from runtime.request_record import record_refusal
 from wire.cards import ModelCard
-from wire.generate import Backend, GenerateRequest, Routing
+from wire.generate import Backend, Routing
 
 
 def create_app(
@@ -65,7 +58,7 @@ def create_app(
     app.add_exception_handler(ServingError, on_serving_error)
     app.add_exception_handler(HTTPException, http_error_response)
     app.add_exception_handler(Exception, on_serving_error)
-    _add_generation(app, backend, config)
+    add_openai(app, backend, config)
     _add_models(app, backend)
     add_kserve(app, backend, config)
     _add_status(app, backend, metrics or generate_latest)
@@ -73,59 +66,6 @@ def create_app(
         add_routing(app, routing, config)
     describe(app)
     return app
-
-
-def _add_generation(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
-    def answer(
-        body: GenerationBody, requests: list[GenerateRequest], name: str, top: int | None
-    ) -> GenerationResponse:
-        options = body.stream_options
-        continuous = bool(options and options.continuous_usage_stats)
-        shared = Answer(
-            id=name,
-            model=body.model,
-            created=int(datetime.now(UTC).timestamp()),
-            chat=isinstance(body, ChatCompletionRequest),
-            prompts=len(requests),
-            choices=requests[0].sampling.n,
-            top=top,
-            token_ids=bool(body.return_token_ids),
-            include_usage=continuous or bool(options and options.include_usage),
-            continuous_usage=continuous,
-        )
-        writer = (
-            as_events(ChunkWriter(shared), config.retry_after_s)
-            if body.stream
-            else as_body(WholeAnswer(shared), config.retry_after_s)
-        )
-        return GenerationResponse(backend, requests, writer)
-
-    async def chat_completions(request: Request) -> Response:
-        source = origin_of(request, "chatcmpl", config.request_timeout_s)
-        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-        body = decode_body(data, ChatCompletionRequest)
-        asked = chat_request(body, source)
-        return answer(body, [asked], asked.request_id, asked.sampling.logprobs)
-
-    async def completions(request: Request) -> Response:
-        source = origin_of(request, "cmpl", config.request_timeout_s)
-        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-        body = decode_body(data, CompletionRequest)
-        asked = completion_requests(body, source, max_prompts=config.max_prompts)
-        return answer(body, asked, source.request_id, body.logprobs)
-
-    app.post(
-        "/v1/chat/completions",
-        summary="Answer a conversation",
-        tags=["openai"],
-        **describe_generation(ChatCompletionRequest),
-    )(chat_completions)
-    app.post(
-        "/v1/completions",
-        summary="Continue a text",
-        tags=["openai"],
-        **describe_generation(CompletionRequest),
-    )(completions)
 
 
 def _add_models(app: FastAPI, backend: Backend) -> None:

@@ -5,7 +5,7 @@ One ModelStreamInfer per request, so that cancelling a request is cancelling its
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
@@ -25,12 +25,13 @@ from runtime.errors import (
     InternalError,
     ServingError,
     Unauthenticated,
+    Unsupported,
     WorkerLost,
 )
 from runtime.grpc_client import ClientStream, RpcChannel
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
-from wire.generate import GenerateDelta, GenerateRequest
+from wire.generate import GenerateDelta, GenerateRequest, Tokenized
 from wire.pool import KSERVE
 from wire.text_request import OutputSelection, encode_text_request
 from wire.text_response import decode_text_response
@@ -127,6 +128,14 @@ class KServeBackend:
                     if delta.final:
                         return
         raise WorkerLost("the server ended the request without its final response")
+
+    async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
+        """Encode a request's prompt."""
+        raise Unsupported("tokenize: not offered by a gateway that stands alone")
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of some ids."""
+        raise Unsupported("detokenize: not offered by a gateway that stands alone")
 
     async def _begin(
         self, request: GenerateRequest, message: Any

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import cast
 
@@ -12,7 +12,7 @@ from runtime.errors import Cancelled, Draining, InternalError, ServingError
 from runtime.request_record import OK, UNKNOWN_MODEL, RequestRecord
 from runtime.tracing import Tracing
 from wire.cards import ModelCard
-from wire.generate import Backend, GenerateDelta, GenerateRequest
+from wire.generate import Backend, GenerateDelta, GenerateRequest, Tokenized
 
 
 class MeteredBackend:
@@ -37,6 +37,14 @@ class MeteredBackend:
     async def is_ready(self, model: str | None = None) -> bool:
         """What the other says."""
         return not self._is_stopping() and await self._backend.is_ready(model)
+
+    async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
+        """What the other says."""
+        return await self._backend.tokenize(request, with_strings=with_strings)
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """What the other says."""
+        return await self._backend.detokenize(model, token_ids)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Run one request; closing the iterator cancels it."""

@@ -1,12 +1,14 @@
-"""OpenAI's JSON to GenerateRequest; pure. Every refusal names the field in `param`."""
+"""OpenAI's JSON, decoded and checked, and its sampling parameters; pure.
+
+Every refusal names the field in `param`.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
-from gateway_http.origin import Origin
 from gateway_http.schema import (
     HARMLESS,
     SHARED_WITH_SAMPLING,
@@ -16,12 +18,8 @@ from gateway_http.schema import (
     ResponseFormat,
 )
 from runtime.errors import InvalidRequest, UnsupportedValue
-from wire.generate import GenerateRequest
-from wire.nesting import check_nesting
-from wire.sampling import Sampling, TokenId, make_sampling
+from wire.sampling import Sampling, make_sampling
 
-DEFAULT_COMPLETION_TOKENS = 16
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")
 _Json = TypeVar("_Json")
@@ -37,7 +35,7 @@ def decode_json(data: bytes, kind: type[_Json]) -> _Json:
     try:
         body: _Json = decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise _type_error(str(error)) from None
+        raise type_error(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:
@@ -61,7 +59,8 @@ def decode_body(data: bytes, kind: type[_Body]) -> _Body:
     return body
 
 
-def _type_error(text: str) -> InvalidRequest:
+def type_error(text: str) -> InvalidRequest:
+    """The error for what msgspec says is wrong with a body."""
     # msgspec words it "Expected `int`, got `str` - at `$.max_tokens`".
     found = _PATH.search(text)
     path = found.group(1) if found else ""
@@ -74,64 +73,13 @@ def _type_error(text: str) -> InvalidRequest:
     return InvalidRequest(f"{path}: {what}" if path else what, param=path or None)
 
 
-def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest:
-    """One chat completion; without a limit the answer runs to the end of the context."""
-    if body.top_logprobs is not None and not body.logprobs:
-        raise InvalidRequest("top_logprobs: needs logprobs to be true", param="top_logprobs")
-    if body.echo:
-        raise UnsupportedValue("echo: not supported for chat", param="echo")
-    check_nesting(body.messages, "messages")
-    check_nesting(body.chat_template_kwargs, "chat_template_kwargs")
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    aliases = {"logprobs": "top_logprobs"}
-    limit = body.max_tokens
-    if body.max_completion_tokens is not None:
-        limit = body.max_completion_tokens
-        aliases["max_tokens"] = "max_completion_tokens"
-    return GenerateRequest(
-        request_id=origin.request_id,
-        model=body.model,
-        sampling=_sampling(body, {"max_tokens": limit, "logprobs": logprobs}, aliases),
-        messages=[_message(place, message) for place, message in enumerate(body.messages)],
-        chat_template_kwargs=_template_values(body),
-        stream=bool(body.stream),
-        priority=body.priority or 0,
-        cache_salt=body.cache_salt,
-        **origin.fields(),
-    )
-
-
-def completion_requests(
-    body: CompletionRequest, origin: Origin, *, max_prompts: int
-) -> list[GenerateRequest]:
-    """One generation per prompt, in order; at most `max_prompts`."""
-    if body.echo and body.logprobs is not None:
-        raise UnsupportedValue("logprobs: not supported together with echo yet", param="logprobs")
-    limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    sampling = _sampling(body, {"max_tokens": limit, "logprobs": body.logprobs}, {})
-    prompts = _prompts(body.prompt)
-    if len(prompts) > max_prompts:
-        raise InvalidRequest(f"prompt: more than {max_prompts} prompts", param="prompt")
-    return [
-        GenerateRequest(
-            request_id=f"{origin.request_id}-{place}" if len(prompts) > 1 else origin.request_id,
-            model=body.model,
-            sampling=sampling,
-            prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=None if isinstance(prompt, str) else prompt,
-            stream=bool(body.stream),
-            echo=bool(body.echo),
-            priority=body.priority or 0,
-            cache_salt=body.cache_salt,
-            **origin.fields(),
-        )
-        for place, prompt in enumerate(prompts)
-    ]
-
-
-def _sampling(
+def sampling_of(
     body: GenerationBody, changed: Mapping[str, Any], aliases: Mapping[str, str]
 ) -> Sampling:
+    """The sampling parameters of a body, some of them changed.
+
+    `aliases` are the client's names of fields that have another name in Sampling.
+    """
     values = {name: getattr(body, name) for name in SHARED_WITH_SAMPLING}
     values.update(changed)
     if body.response_format is not None:
@@ -159,64 +107,3 @@ def _structure(wanted: ResponseFormat, own: dict[str, Any] | None) -> dict[str, 
         name = "response_format.json_schema"
         raise InvalidRequest(f"{name}: a schema is needed for type json_schema", param=name)
     return {"json": wanted.json_schema.schema}
-
-
-def _template_values(body: ChatCompletionRequest) -> dict[str, Any]:
-    values = dict(body.chat_template_kwargs or {})
-    for name in ("add_generation_prompt", "continue_final_message", "reasoning_effort"):
-        value = getattr(body, name)
-        if value is not None:
-            values[name] = value
-    return values
-
-
-def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
-    at = f"messages[{place}]"
-    role = message.get("role")
-    if role not in _ROLES:
-        names = ", ".join(sorted(_ROLES))
-        raise InvalidRequest(f"{at}.role: expected one of {names}", param=f"{at}.role")
-    content = message.get("content")
-    if content is None and role != "assistant":
-        raise InvalidRequest(f"{at}.content: missing", param=f"{at}.content")
-    if isinstance(content, list):
-        for number, part in enumerate(content):
-            _check_part(f"{at}.content[{number}]", part)
-    elif content is not None and not isinstance(content, str):
-        raise InvalidRequest(
-            f"{at}.content: expected text or a list of parts", param=f"{at}.content"
-        )
-    return message
-
-
-def _check_part(at: str, part: Any) -> None:
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise InvalidRequest(f"{at}: expected an object with a type", param=at)
-    if part["type"] != "text":
-        raise UnsupportedValue(
-            f"{at}.type: {part['type']!r} is not supported by this model", param=f"{at}.type"
-        )
-    if not isinstance(part.get("text"), str):
-        raise InvalidRequest(f"{at}.text: expected text", param=f"{at}.text")
-
-
-def _prompts(prompt: str | list[Any]) -> Sequence[str | list[int]]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise InvalidRequest("prompt: empty list", param="prompt")
-    try:
-        if isinstance(prompt[0], str):
-            return msgspec.convert(prompt, list[str])
-        if isinstance(prompt[0], list):
-            lists = msgspec.convert(prompt, list[list[TokenId]])
-        else:
-            lists = [msgspec.convert(prompt, list[TokenId])]
-    except msgspec.ValidationError as error:
-        what = _type_error(str(error)).message
-        raise InvalidRequest(
-            f"prompt: expected text, token ids, or a list of either ({what})", param="prompt"
-        ) from None
-    if not all(lists):
-        raise InvalidRequest("prompt: a prompt needs at least one token", param="prompt")
-    return lists

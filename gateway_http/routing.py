@@ -7,9 +7,11 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway_http.chat import chat_request
+from gateway_http.completions import completion_requests
 from gateway_http.config import GatewayConfig
 from gateway_http.intake import read_json_body
-from gateway_http.openai import chat_request, completion_requests, decode_body, decode_json
+from gateway_http.openai import decode_body, decode_json
 from gateway_http.origin import RANK_HEADER, WORKER_HEADER, origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 from wire.generate import GenerateRequest, Routing

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 
 import msgspec
@@ -34,7 +34,7 @@ from server.routing import choose, route_request, shown_route
 from server.text.codec import EncodedPrompt
 from server.trace_settings import TraceSettings
 from wire.cards import ModelCard
-from wire.generate import GenerateDelta, GenerateRequest
+from wire.generate import GenerateDelta, GenerateRequest, Tokenized
 
 _LOOK_S = 0.5
 
@@ -160,6 +160,25 @@ class DataPlane:
         """Whether `model` has a worker, or without a name any model."""
         ready = self._fleet.is_ready() if model is None else self._fleet.model(model).ready
         return ready and not self.withdrawn
+
+    async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
+        """Encode a prompt, in a thread when it is long."""
+        model = self._fleet.model(request.model)
+        codec = model.codec
+        if codec.is_long(request):
+            loop = asyncio.get_running_loop()
+            prompt = await loop.run_in_executor(self._text_threads, codec.encode_request, request)
+        else:
+            prompt = codec.encode_request(request)
+        return Tokenized(
+            token_ids=prompt.token_ids,
+            context_length=model.card.context_length,
+            token_strings=codec.token_strings(prompt.token_ids) if with_strings else None,
+        )
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens included."""
+        return self._fleet.model(model).codec.full_text_of(token_ids)
 
     def release(
         self, generation: Generation, *, cancel: bool, error: ServingError | None = None

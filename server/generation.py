@@ -163,6 +163,12 @@ def _nobody() -> None:
 def merge_choice(held: ChoiceDelta, fresh: ChoiceDelta) -> None:
     """Append `fresh` to `held`, both of one choice and in this order; `held` grows in place."""
     held.text += fresh.text
+    held.reasoning += fresh.reasoning
+    for call in fresh.tool_calls:
+        if held.tool_calls and held.tool_calls[-1].index == call.index:
+            held.tool_calls[-1].arguments += call.arguments
+        else:
+            held.tool_calls.append(call)
     held.token_ids += fresh.token_ids
     if fresh.logprobs is not None:
         held.logprobs = [*(held.logprobs or ()), *fresh.logprobs]

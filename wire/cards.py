@@ -19,6 +19,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
     `context_length` is in tokens (prompt plus answer), `block_size` in tokens per KV block,
     `created` in seconds since the Unix epoch. `eos_token_ids` end a choice unless ignored.
+    `adapters` are the names of its LoRA adapters. `tool_call_parser` and `reasoning_parser` are
+    names of server/parsers/: "auto" is what its chat template shows, "none" is none.
     """
 
     name: str
@@ -30,6 +32,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     created: int = 0
     checksum: str = ""
+    adapters: tuple[str, ...] = ()
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
 
 
 class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     `principal` is the name of the API key it came with, for limits and logs. Only `pinned_worker`
     may take it, on `data_parallel_rank` if that is set; with `explain_route` the first delta says
     where it went.
+
+    `separate_reasoning` and `separate_tool_calls` take what the model thinks, and its calls of
+    `tools`, out of the answer's text, with the model's parsers; without `parallel_tool_calls` at
+    most one call comes.
     """
 
     request_id: str
@@ -48,6 +52,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     pinned_worker: str | None = None
     data_parallel_rank: int | None = None
     explain_route: bool = False
+    separate_reasoning: bool = False
+    separate_tool_calls: bool = False
+    parallel_tool_calls: bool = True
 
 
 class TokenText(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,15 +67,32 @@ class TokenText(msgspec.Struct, frozen=True, kw_only=True):
     top: tuple["TokenText", ...] = ()
 
 
+class ToolCallDelta(msgspec.Struct, kw_only=True):
+    """What is new in one tool call. `id` and `name` stand on its first delta only.
+
+    `index` counts the calls of a choice from 0; the `arguments` of all its deltas are one JSON
+    text.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
 class ChoiceDelta(msgspec.Struct, kw_only=True):
     """What is new in one choice. `finish_reason` stands on its last delta only.
 
     `token_ids` are all new ids as the engine gave them; `text` may lag behind them (partial
     characters, a possible stop string) and catches up at the latest with the last delta.
+    Where they are separated, `reasoning` comes before `text`, and `tool_calls` last; a choice
+    that calls ends with "tool_calls".
     """
 
     index: int = 0
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = []
     token_ids: list[int] = []
     logprobs: list[TokenText] | None = None
     cumulative_logprob: float | None = None
@@ -77,28 +101,43 @@ class ChoiceDelta(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts of a whole request; `cached_tokens` are prompt tokens found in the KV cache."""
+    """Token counts of a whole request.
+
+    `cached_tokens` are prompt tokens found in the KV cache; `reasoning_tokens` are among
+    `completion_tokens`.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class GenerateDelta(msgspec.Struct, kw_only=True):
     """What is new since the last delta, at most one entry per choice. The last one has `usage`.
 
-    `route` stands on the first one of a request that asked for it.
+    `route` and `prompt_logprobs` stand on the first one of a request that asked for them; the
+    latter has an entry for each prompt token, None for the first.
     """
 
     choices: list[ChoiceDelta]
     prompt_tokens: int = 0
     usage: Usage | None = None
     route: Route | None = None
+    prompt_logprobs: list[TokenText | None] | None = None
 
     @property
     def final(self) -> bool:
         """Whether the request is over."""
         return self.usage is not None
+
+
+class Tokenized(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt in tokens, as the engine would get it, and their texts if asked for."""
+
+    token_ids: Sequence[int]
+    context_length: int
+    token_strings: list[str] | None = None
 
 
 class Backend(Protocol):
@@ -119,6 +158,17 @@ class Backend(Protocol):
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Run one request."""
+        ...
+
+    async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
+        """Encode a request's prompt as `generate` would; no worker is asked.
+
+        Raises ModelNotFound, or what is wrong with the prompt.
+        """
+        ...
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens included; raises ModelNotFound, InvalidRequest."""
         ...
 
 

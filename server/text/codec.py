@@ -73,6 +73,14 @@ class TextCodec:
         """Return the text of some ids, special tokens left out."""
         return self.tokenizer.decode(token_ids)
 
+    def full_text_of(self, token_ids: Sequence[int]) -> str:
+        """Return the text of some ids, special tokens too; raises InvalidRequest for others."""
+        return self.tokenizer.decode(self._checked(token_ids), skip_special_tokens=False)
+
+    def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the text of each id by itself."""
+        return [self._detokenization.token_text(token_id) for token_id in token_ids]
+
     def decoder(
         self, request: GenerateRequest, index: int = 0, prompt: EncodedPrompt | None = None
     ) -> ChoiceDecoder:

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
+
 from wire.cards import ModelCard
-from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, TokenText, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Tokenized, TokenText, Usage
 
 CARD = ModelCard(
     name="toy",
@@ -15,11 +17,17 @@ CARD = ModelCard(
     aliases=("toy-alias",),
     created=1_700_000_000,
 )
-Step = str | Exception | asyncio.Event
+Step = str | ChoiceDelta | Exception | asyncio.Event
 
 
 class ScriptedBackend:
-    """Each step is a text to send, an error to raise, or an event to wait for."""
+    """Each step is a text or a delta to send, an error to raise, or an event to wait for.
+
+    The answer's reason to finish is `finish`. A prompt's tokens are its characters, or as many
+    as its messages have.
+    """
+
+    finish = "stop"
 
     def __init__(self, *steps: Step, card: ModelCard = CARD, ready: bool = True) -> None:
         self.steps: Sequence[Step] = steps or ("Par", "is", " é\n")
@@ -35,6 +43,19 @@ class ScriptedBackend:
 
     async def is_ready(self, model: str | None = None) -> bool:
         return self.ready
+
+    async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
+        self.requests.append(request)
+        text = request.prompt or "".join(str(it["content"]) for it in request.messages or ())
+        ids = request.prompt_token_ids or [ord(it) % self.card.vocab_size for it in text]
+        return Tokenized(
+            token_ids=ids,
+            context_length=self.card.context_length,
+            token_strings=list(text) if with_strings else None,
+        )
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         self.requests.append(request)
@@ -60,6 +81,10 @@ class ScriptedBackend:
                 await step.wait()
                 continue
             count += 1
+            if isinstance(step, ChoiceDelta):
+                fresh = msgspec.structs.replace(step, token_ids=[count])
+                yield GenerateDelta(choices=[fresh], prompt_tokens=5)
+                continue
             logprobs = [_token(step, count)] if request.sampling.logprobs is not None else None
             yield GenerateDelta(
                 choices=[
@@ -69,7 +94,7 @@ class ScriptedBackend:
                 prompt_tokens=5,
             )
         yield GenerateDelta(
-            choices=[ChoiceDelta(index=index, finish_reason="stop") for index in choices],
+            choices=[ChoiceDelta(index=index, finish_reason=self.finish) for index in choices],
             usage=Usage(prompt_tokens=5, completion_tokens=count * len(choices), cached_tokens=2),
         )
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gateway_http.openai import chat_request, decode_body
+from gateway_http.chat import chat_request
+from gateway_http.openai import decode_body
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from gateway_http.openai import chat_request, completion_requests, decode_body
+from gateway_http.chat import chat_request
+from gateway_http.completions import completion_requests
+from gateway_http.openai import decode_body
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue

@@ -1,0 +1,78 @@
+"""A chat completion's body to a GenerateRequest; pure."""
+
+from typing import Any
+
+from gateway_http.openai import sampling_of
+from gateway_http.origin import Origin
+from gateway_http.schema import ChatCompletionRequest
+from runtime.errors import InvalidRequest, UnsupportedValue
+from wire.generate import GenerateRequest
+from wire.nesting import check_nesting
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+
+
+def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest:
+    """One chat completion; without a limit the answer runs to the end of the context."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs: needs logprobs to be true", param="top_logprobs")
+    if body.echo:
+        raise UnsupportedValue("echo: not supported for chat", param="echo")
+    check_nesting(body.messages, "messages")
+    check_nesting(body.chat_template_kwargs, "chat_template_kwargs")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    aliases = {"logprobs": "top_logprobs"}
+    limit = body.max_tokens
+    if body.max_completion_tokens is not None:
+        limit = body.max_completion_tokens
+        aliases["max_tokens"] = "max_completion_tokens"
+    return GenerateRequest(
+        request_id=origin.request_id,
+        model=body.model,
+        sampling=sampling_of(body, {"max_tokens": limit, "logprobs": logprobs}, aliases),
+        messages=[_message(place, message) for place, message in enumerate(body.messages)],
+        chat_template_kwargs=_template_values(body),
+        stream=bool(body.stream),
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt,
+        **origin.fields(),
+    )
+
+
+def _template_values(body: ChatCompletionRequest) -> dict[str, Any]:
+    values = dict(body.chat_template_kwargs or {})
+    for name in ("add_generation_prompt", "continue_final_message", "reasoning_effort"):
+        value = getattr(body, name)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
+    at = f"messages[{place}]"
+    role = message.get("role")
+    if role not in _ROLES:
+        names = ", ".join(sorted(_ROLES))
+        raise InvalidRequest(f"{at}.role: expected one of {names}", param=f"{at}.role")
+    content = message.get("content")
+    if content is None and role != "assistant":
+        raise InvalidRequest(f"{at}.content: missing", param=f"{at}.content")
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            _check_part(f"{at}.content[{number}]", part)
+    elif content is not None and not isinstance(content, str):
+        raise InvalidRequest(
+            f"{at}.content: expected text or a list of parts", param=f"{at}.content"
+        )
+    return message
+
+
+def _check_part(at: str, part: Any) -> None:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise InvalidRequest(f"{at}: expected an object with a type", param=at)
+    if part["type"] != "text":
+        raise UnsupportedValue(
+            f"{at}.type: {part['type']!r} is not supported by this model", param=f"{at}.type"
+        )
+    if not isinstance(part.get("text"), str):
+        raise InvalidRequest(f"{at}.text: expected text", param=f"{at}.text")
