@@ -56,6 +56,7 @@ class FleetModel(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     ready: bool = False
     context_length: int = 0
     workers: tuple[FleetWorker, ...] = ()

@@ -36,6 +36,8 @@ def _model(model: FleetModel) -> Iterator[RenderableType]:
     about = [f"context {model.context_length}"] if model.context_length else []
     if model.aliases:
         about.append(f"also {', '.join(model.aliases)}")
+    if model.adapters:
+        about.append(f"adapters {', '.join(model.adapters)}")
     state = "ready" if model.ready else "not ready"
     yield Text.assemble((model.name, "bold"), "  ", _state(state), "  ", "  ".join(about))
     if not model.workers:

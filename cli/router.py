@@ -193,7 +193,7 @@ class RouterProcess:
     def _ready_model(self) -> "ServedModel | None":
         wanted = self._config.model_name
         for model in self._fleet.models():
-            if model.ready and wanted in (None, model.card.name, *model.card.aliases):
+            if model.ready and wanted in (None, *model.card.names):
                 return model
         return None
 
@@ -299,7 +299,7 @@ class RouterProcess:
         if self._grpc is None or self._service is None:
             return
         card = self._service.card
-        for name in ("", self._service.service.name, card.name, *card.aliases):
+        for name in ("", self._service.service.name, *card.names):
             self._grpc.set_serving(name, self._service.ready)
 
     def stop_stages(self) -> list[Stage]:

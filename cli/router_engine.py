@@ -31,6 +31,7 @@ class RouterEngine:
             block_size=card.block_size,
             kv_blocks=0,
             eos_token_ids=card.eos_token_ids,
+            adapters=card.adapters,
         )
 
     @property

@@ -57,6 +57,7 @@ class ServeConfig(FrontOptions):
         choices=("file", "etcd"),
     )  # fmt: skip
     engine: str = like(WorkerConfig, "engine")
+    lora_module: tuple[str, ...] = like(WorkerConfig, "lora_module")
     cache_dir: Path | None = like(WorkerConfig, "cache_dir")
     canary_interval_s: float = like(WorkerConfig, "canary_interval_s")
     canary_timeout_s: float = like(WorkerConfig, "canary_timeout_s")
@@ -78,6 +79,8 @@ class ServeConfig(FrontOptions):
             raise InvalidConfig(
                 f"{len(self.model_name)} names for {len(self.models)} models", param="model_name"
             )
+        if self.lora_module and len(self.models) > 1:
+            raise InvalidConfig("--lora-module needs one MODEL only", param="lora_module")
 
 
 def _passed_on(child: type, but: set[str]) -> list[str]:
@@ -164,6 +167,7 @@ def serve(argv: Sequence[str]) -> int:
 
 def _prepare(config: ServeConfig) -> list[NamedModel]:
     """Resolve the models here, once, so that a wrong reference fails before anything starts."""
+    from worker.adapters import read_adapters
     from worker.models import resolve_model
 
     say = _teller(config)
@@ -174,6 +178,7 @@ def _prepare(config: ServeConfig) -> list[NamedModel]:
         resolved = resolve_model(ref, cache_dir=config.cache_dir, progress=say)
         found.append((resolved.path, name or resolved.name))
     names = [name for _, name in found]
+    read_adapters(config.lora_module, names)
     if len(set(names)) < len(names):
         raise InvalidConfig(f"two models have the same name: {', '.join(names)}", param="models")
     return [

@@ -100,11 +100,11 @@ def _entries(card: ModelCard, ready: bool) -> list[dict[str, Any]]:
             "created": card.created,
             "owned_by": "penstock",
             "root": card.name,
-            "parent": None,
+            "parent": card.name if name in card.adapters else None,
             "max_model_len": card.context_length,
             "ready": ready,
         }
-        for name in (card.name, *card.aliases)
+        for name in card.names
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
+import msgspec
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
@@ -90,6 +91,7 @@ class KServeBackend:
             context_length=size("context_length"),
             vocab_size=size("vocab_size"),
             block_size=0,
+            adapters=_names(parameters["adapters"].string_value),
         )
 
     async def is_ready(self, model: str | None = None) -> bool:
@@ -175,3 +177,11 @@ class KServeBackend:
                 raise
             log.error("the target refuses this gateway's key: %s", error.message)  # noqa: TRY400
             raise InternalError(INTERNAL_TEXT) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a parameter of ModelConfig; none where a server says nothing of them."""
+    try:
+        return msgspec.json.decode(text or "[]", type=tuple[str, ...])
+    except msgspec.MsgspecError:
+        return ()

@@ -82,7 +82,7 @@ def _add_models(app: FastAPI, backend: Backend) -> None:
     async def card_of(name: str, asked: str) -> ModelCard:
         check_version(name, asked)
         for card in await backend.models():
-            if name in (card.name, *card.aliases):
+            if name in card.names:
                 return card
         raise ModelNotFound(f"model {name!r} is not served here", param="model")
 

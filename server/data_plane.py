@@ -119,7 +119,7 @@ class DataPlane:
             model = self._admit(request, record)
             if not request.model:
                 request = msgspec.structs.replace(request, model=model.card.name)
-            request = within_limits(request, self._config)
+            request = within_limits(model.with_adapter(request), self._config)
             deadline_s = deadline_of(request, self._config, record.started_s)
             if deadline_s is not None and deadline_s <= record.started_s:
                 raise DeadlineExceeded("the deadline passed before the request began")

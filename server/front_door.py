@@ -140,7 +140,7 @@ class FrontDoor:
         """Whether each model is ready, under each of its names; "" is the whole."""
         ready = {"": self.is_ready()}
         for model in self._fleet.models():
-            ready |= dict.fromkeys((model.card.name, *model.card.aliases), model.ready)
+            ready |= dict.fromkeys(model.card.names, model.ready)
         return ready
 
     def describe(self) -> dict[str, Any]:
@@ -159,6 +159,7 @@ class FrontDoor:
         return {
             "name": model.card.name,
             "aliases": list(model.card.aliases),
+            "adapters": list(model.card.adapters),
             "ready": model.ready,
             "context_length": model.card.context_length,
             "workers": [link.describe() for link in self._fleet.links_of(model)],

@@ -1,12 +1,14 @@
-"""The models that can be asked for, by name and alias; which of them is the default."""
+"""The models that can be asked for, by name, alias and adapter; which of them is the default."""
 
 import msgspec
 
 from router.router import Router
-from runtime.errors import InternalError, ModelAlreadyExists, ModelNotFound
+from runtime.errors import InternalError, InvalidRequest, ModelAlreadyExists, ModelNotFound
 from server.text.codec import TextCodec
 from server.worker_link import WorkerLink
+from wire.adapter_names import check_adapter
 from wire.cards import UNLOADED, UNLOADING, ModelCard
+from wire.generate import GenerateRequest
 
 DEFAULT_MODEL = ""
 """The name that stands for the default model: what a request says that names none."""
@@ -31,6 +33,23 @@ class ServedModel:
             raise InternalError(f"the text side of {self.card.name} was not loaded")
         return self._codec
 
+    def with_adapter(self, request: GenerateRequest) -> GenerateRequest:
+        """Return the request with the adapter that its model's name or `lora_name` asks for.
+
+        Raises InvalidRequest for an adapter there is not, or two different ones.
+        """
+        wanted = request.lora_name
+        if request.model in self.card.adapters:
+            if wanted not in (None, request.model):
+                raise InvalidRequest(
+                    f"lora_name: {wanted!r} where the model asked for is the adapter "
+                    f"{request.model!r}",
+                    param="lora_name",
+                )
+            return msgspec.structs.replace(request, lora_name=request.model)
+        check_adapter(wanted, self.card.adapters)
+        return request
+
     @property
     def ready(self) -> bool:
         """Whether a worker can take a request now."""
@@ -52,6 +71,8 @@ class ServedModel:
     def fit(self, cards: list[ModelCard]) -> None:
         """Take over what the cards of its workers have in common, and all their aliases.
 
+        An adapter can be asked for once every worker has it.
+
         Every one of them must be able to take a request: the shortest context counts.
         """
         if cards:
@@ -59,14 +80,19 @@ class ServedModel:
                 self.card,
                 aliases=tuple(dict.fromkeys(alias for card in cards for alias in card.aliases)),
                 context_length=min(card.context_length for card in cards),
+                adapters=tuple(
+                    name
+                    for name in cards[0].adapters
+                    if all(name in card.adapters for card in cards)
+                ),
             )
 
 
 class ModelManager:
     """Adds, removes, lists and finds models.
 
-    The first one added is the default; when it is removed, the one that came next is. Names and
-    aliases share one name space.
+    The first one added is the default; when it is removed, the one that came next is. Names,
+    aliases and the names of adapters share one name space.
     """
 
     def __init__(self) -> None:
@@ -117,7 +143,7 @@ class ModelManager:
 
     def check_names(self, card: ModelCard) -> None:
         """Raise ModelAlreadyExists when a name of this card belongs to another model."""
-        for name in (card.name, *card.aliases):
+        for name in card.names:
             other = self._find(name) if name else None
             if other is not None and other.card.name != card.name:
                 raise ModelAlreadyExists(
@@ -128,5 +154,5 @@ class ModelManager:
         if name == DEFAULT_MODEL:
             return self.default
         return self._models.get(name) or next(
-            (model for model in self._models.values() if name in model.card.aliases), None
+            (model for model in self._models.values() if name in model.card.names), None
         )

@@ -125,6 +125,7 @@ class RoutingDesk:
         Raises what the request itself would meet: ModelNotFound, ModelNotReady, InvalidRequest.
         """
         model = self._fleet.model(request.model)
+        request = model.with_adapter(request)
         codec = model.codec
         if codec.is_long(request):
             loop = asyncio.get_running_loop()

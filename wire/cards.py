@@ -36,6 +36,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a request may ask for it by; an adapter's name asks for that, too."""
+        return (self.name, *self.aliases, *self.adapters)
+
 
 class WorkerInstance(msgspec.Struct, frozen=True, kw_only=True):
     """One worker process. `address` is host:port of its gRPC service; `kv_blocks` its capacity.

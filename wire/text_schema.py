@@ -6,6 +6,8 @@ in both, and one prompt input that is not optional.
 
 from collections.abc import Mapping
 
+import msgspec
+
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.sampling_inputs import INTS, JSON, JSON_INPUT, SAMPLING_TENSORS, Kind
@@ -97,6 +99,11 @@ def _config(
             parameters={
                 name: pb.ModelParameter(string_value=str(getattr(card, name)))
                 for name in ("context_length", "vocab_size")
+            }
+            | {
+                "adapters": pb.ModelParameter(
+                    string_value=msgspec.json.encode(card.adapters).decode()
+                )
             },
         )
     )

@@ -40,6 +40,7 @@ def make_card(
         eos_token_ids=info.eos_token_ids,
         created=int((folder / "config.json").stat().st_mtime),
         checksum=_checksum(folder),
+        adapters=info.adapters,
     )
 
 

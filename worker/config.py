@@ -26,6 +26,10 @@ class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
     model_alias: tuple[str, ...] = option(
         (), help="further name of the model; may be repeated", group="Models"
     )
+    lora_module: tuple[str, ...] = option(
+        (), help="LoRA adapter that requests may ask for, as NAME=FOLDER; may be repeated",
+        group="Models",
+    )  # fmt: skip
     cache_dir: Path | None = option(None, help="where prepared models are kept", group="Models")
     grpc_port: int = option(
         8001, help="gRPC port; 0 picks a free one", group="Listening", least=0, most=MAX_PORT

@@ -13,7 +13,8 @@ from worker.listeners import Listeners
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Fixed facts of a started engine: sizes in tokens, `kv_blocks` of `block_size` tokens.
 
-    `max_num_seqs` sequences run at once in each data-parallel rank; 0 is unknown.
+    `max_num_seqs` sequences run at once in each data-parallel rank; 0 is unknown. `adapters` are
+    the names of the LoRA adapters that requests may ask for.
     """
 
     kind: str
@@ -25,6 +26,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_logprobs: int = 20
     data_parallel_size: int = 1
     max_num_seqs: int = 0
+    adapters: tuple[str, ...] = ()
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,11 +69,13 @@ class KvBlocks:
     What cannot be followed is left out and counted in `log.ignored`: blocks after an unknown
     "parent" (their beginning was missed), of another "size" than `block_size`, of a "group" where
     none has full attention, and "private" ones, whose hash stands for more than tokens, adapter
-    and salt. What follows a block that is left out has no known parent.
+    and salt. What follows a block that is left out has no known parent. `no_adapter` is the name
+    of an adapter that stands for none.
     """
 
-    def __init__(self, log: KvLog, block_size: int) -> None:
+    def __init__(self, log: KvLog, block_size: int, no_adapter: str = "") -> None:
         self.log = log
+        self._no_adapter = no_adapter
         self._block_size = block_size
         self._group: int | None = None
         # Memory per block: one entry here and one in the log. By medium: the engine's hash of a
@@ -113,10 +115,11 @@ class KvBlocks:
             self.log.ignored["size"] += count
             return
         public, salt = _plain_blocks(event)
+        lora_name = None if event.lora_name == self._no_adapter else event.lora_name
         self.log.ignored["private"] += count - public
         if event.parent_block_hash is None:
             parent, depth = 0, 0
-            root = root_hash(event.lora_name, salt)
+            root = root_hash(lora_name, salt)
         else:
             root = parent = self._prefix(event.parent_block_hash)
             if not parent:
@@ -124,7 +127,7 @@ class KvBlocks:
                 return
             depth = self.log.depth(parent) + 1
         hashes = extend_hashes(root, depth, event.token_ids[: public * size], size)
-        self._hold(event.block_hashes, hashes, parent, event.lora_name or "", medium)
+        self._hold(event.block_hashes, hashes, parent, lora_name or "", medium)
 
     def _follows(self, event: BlockStored) -> bool:
         group = event.group_idx or 0

@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import uvloop
 
 from runtime.errors import InvalidConfig, ServingError
+from worker.adapters import Adapter, read_adapters
 from worker.config import WorkerConfig
 from worker.engine import Engine
 from worker.models import ResolvedModel, resolve_model
@@ -32,8 +34,10 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
     config.open_fleet_token()
     require_engine(config.engine)
     model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
+    names = (config.model_name or model.name, *config.model_alias)
+    adapters = read_adapters(config.lora_module, names)
     try:
-        engine = build_engine(config, model, engine_arguments)
+        engine = build_engine(config, model, adapters, engine_arguments)
     except ServingError:
         log.debug("the engine was not built", exc_info=True)
         raise
@@ -61,13 +65,19 @@ def require_engine(engine: str) -> None:
         )
 
 
-def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence[str]) -> Engine:
+def build_engine(
+    config: WorkerConfig,
+    model: ResolvedModel,
+    adapters: tuple[Adapter, ...],
+    arguments: Sequence[str],
+) -> Engine:
     """Return the engine, with vLLM's model loaded: that blocks for seconds to minutes."""
     if config.engine == "sim":
         if arguments:
             raise InvalidConfig("the simulated engine takes no arguments behind --")
         context = config.sim_context_length
         sim = sim_config_for(model.path, config.sim, context_length=context)
+        sim = replace(sim, adapters=tuple(it.name for it in adapters))
         return SimEngine(sim, kv_events=not config.no_kv_events)
     # Only this engine needs vLLM, which costs seconds and hundreds of megabytes.
     from worker.vllm_engine import VllmEngine  # noqa: PLC0415
@@ -81,6 +91,7 @@ def build_engine(config: WorkerConfig, model: ResolvedModel, arguments: Sequence
             debug_logs=config.log_level == "debug",
             log_format=config.log_format,
             kv_events=not config.no_kv_events,
+            adapters=adapters,
         )
     )
     engine.build()

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from runtime.errors import InvalidRequest
+from wire.adapter_names import check_adapter
 from wire.sampling import Sampling, fit_to_context, make_sampling
 from wire.tokens import TokenRequest
 from worker.engine import EngineInfo
@@ -89,8 +90,7 @@ def _identity(request: TokenRequest, info: EngineInfo) -> dict[str, Any]:
         )
     if type(request.priority) is not int or not -(2**31) <= request.priority < 2**31:
         raise InvalidRequest("priority must be a 32-bit integer", param="priority")
-    if request.lora_name is not None:
-        raise InvalidRequest(f"unknown adapter {request.lora_name!r}", param="lora_name")
+    check_adapter(request.lora_name, info.adapters)
     for name in ("request_id", "cache_salt", "session_id"):
         value = getattr(request, name)
         if not (isinstance(value, str) or (value is None and name != "request_id")):

@@ -39,6 +39,7 @@ class SimConfig:
     Answers are made of the ids [first_token_id, first_token_id + plain_tokens); 0 plain tokens
     means up to the vocabulary's end. An answer ends by itself after `mean_answer_tokens` on
     average, at a place that depends on the tokens only; 0: it goes on to `max_tokens`.
+    Requests may ask for `adapters`, whose blocks are their own and whose answers are the same.
     `die_after_steps` and `hang_after_steps` make the engine fail in that step, 0: never.
     """
 
@@ -55,6 +56,7 @@ class SimConfig:
     max_logprobs: int = 20
     die_after_steps: int = 0
     hang_after_steps: int = 0
+    adapters: tuple[str, ...] = ()
     timing: SimTiming = field(default_factory=SimTiming)
 
     def __post_init__(self) -> None:
@@ -169,6 +171,7 @@ class SimEngine:
             eos_token_ids=config.eos_token_ids,
             max_logprobs=config.max_logprobs,
             max_num_seqs=config.max_num_seqs,
+            adapters=config.adapters,
         )
         self._vocabulary = config.vocabulary
         kv_log = KvLog()

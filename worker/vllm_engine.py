@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import shutil
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -13,6 +14,7 @@ from wire.tokens import TokenRequest, TokenSink
 from worker.engine import EngineInfo, EngineLoad
 from worker.kv_log import KvLog
 from worker.request_check import check_request
+from worker.vllm_adapters import NO_ADAPTER, load_adapters
 from worker.vllm_kv_events import follow, kv_sources
 from worker.vllm_params import deltas, sampling_params, serving_error, unexpected_end
 from worker.vllm_start import StartedVllm, VllmSettings, build_vllm
@@ -50,6 +52,7 @@ class VllmEngine:
         self.kv_logs: tuple[KvLog, ...] = ()
         self._started: StartedVllm | None = None
         self._llm: Any = None
+        self._adapters: Mapping[str, Any] = {}
         self._requests: dict[str, _Entry] = {}
         self._failed = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
@@ -68,6 +71,7 @@ class VllmEngine:
         await self._stack.enter_async_context(self._tasks)
         # Cached inside vLLM: from now on a request is known there before its first await ends.
         await self._llm.get_supported_tasks()
+        self._adapters = await load_adapters(self._llm, self._started.adapters)
         self.info = engine_info(self._started)
         self._follow_cache(self._started)
         try:
@@ -165,6 +169,7 @@ class VllmEngine:
             priority=request.priority,
             data_parallel_rank=request.data_parallel_rank,
             session_id=request.session_id,
+            lora_request=self._adapters.get(request.lora_name or NO_ADAPTER),
         )
         first, open_choices = True, request.sampling.n
         async with aclosing(outputs):
@@ -194,7 +199,7 @@ class VllmEngine:
         if not (sources and self._settings.kv_events):
             return
         self.kv_logs = tuple(KvLog(rank) for rank in range(self.info.data_parallel_size))
-        for subscriber in follow(sources, self.kv_logs, self.info.block_size):
+        for subscriber in follow(sources, self.kv_logs, self.info.block_size, NO_ADAPTER):
             self._watchers.append(self._tasks.create_task(subscriber.run(), name="vllm KV events"))
 
     async def _watch(self) -> None:
@@ -253,6 +258,7 @@ def engine_info(started: StartedVllm) -> EngineInfo:
         max_logprobs=vocab_size if max_logprobs == -1 else max_logprobs,
         data_parallel_size=config.parallel_config.data_parallel_size,
         max_num_seqs=config.scheduler_config.max_num_seqs,
+        adapters=tuple(it.name for it in started.adapters if it.name != NO_ADAPTER),
     )
 
 

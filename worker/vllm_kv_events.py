@@ -195,11 +195,14 @@ class KvSubscriber:
 
 
 def follow(
-    sources: dict[int, KvSource], logs: Iterable[KvLog], block_size: int
+    sources: dict[int, KvSource], logs: Iterable[KvLog], block_size: int, no_adapter: str = ""
 ) -> list[KvSubscriber]:
-    """Return a subscriber for each rank's log that has a source."""
+    """Return a subscriber for each rank's log that has a source.
+
+    `no_adapter` is the name of an adapter that stands for none.
+    """
     return [
-        KvSubscriber(sources[it.rank], KvBlocks(it, block_size))
+        KvSubscriber(sources[it.rank], KvBlocks(it, block_size, no_adapter))
         for it in logs
         if it.rank in sources
     ]

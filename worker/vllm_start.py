@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from runtime.errors import InvalidConfig
 from runtime.process import private_folder
+from worker.adapters import Adapter
+from worker.vllm_adapters import check_lora_arguments, engine_adapters, lora_defaults
 from worker.vllm_child import guard_forked_children
 from worker.vllm_failure import failed_start, refused
 from worker.vllm_kv_events import private_events_config
@@ -32,7 +34,7 @@ class VllmSettings:
     """`model_path` is an HF folder; `arguments` are vLLM's own flags, as in `vllm serve`.
 
     `kv_events` is whether vLLM tells us what its prefix cache holds; what its own flags say of
-    its events holds for others too.
+    its events holds for others too. Requests may ask for the `adapters`.
     """
 
     model_path: str
@@ -40,15 +42,20 @@ class VllmSettings:
     debug_logs: bool = False
     log_format: str = "text"
     kv_events: bool = True
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedVllm:
-    """An AsyncLLM that is loaded but has no event loop yet, and its VllmConfig."""
+    """An AsyncLLM that is loaded but has no event loop yet, and its VllmConfig.
+
+    It has room for the `adapters`, which are not loaded yet.
+    """
 
     llm: Any
     config: Any
     rpc_folder: Path
+    adapters: tuple[Adapter, ...] = ()
 
 
 def build_vllm(settings: VllmSettings, stat_logger_class: Callable[[], type]) -> StartedVllm:
@@ -64,7 +71,7 @@ def build_vllm(settings: VllmSettings, stat_logger_class: Callable[[], type]) ->
     causes = StartCauses(rpc_folder)
     try:
         _prepare_process(settings, rpc_folder, causes)
-        config = _configure(settings, causes, rpc_folder)
+        config, adapters = _configure(settings, causes, rpc_folder)
         guard_forked_children()
         # No local name for it: something in vLLM's imports keeps this frame, and `close` must be
         # able to free the engine.
@@ -72,6 +79,7 @@ def build_vllm(settings: VllmSettings, stat_logger_class: Callable[[], type]) ->
             llm=_construct(config, stat_logger_class(), causes),
             config=config,
             rpc_folder=rpc_folder,
+            adapters=adapters,
         )
     finally:
         causes.close()
@@ -102,22 +110,25 @@ def _prepare_process(settings: VllmSettings, rpc_folder: Path, causes: StartCaus
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
 
 
-def _configure(settings: VllmSettings, causes: StartCauses, rpc_folder: Path) -> Any:
-    """Return the VllmConfig, with this process set up for it."""
+def _configure(
+    settings: VllmSettings, causes: StartCauses, rpc_folder: Path
+) -> tuple[Any, tuple[Adapter, ...]]:
+    """Return the VllmConfig and its adapters, with this process set up for it."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         # One process less: the engine core runs the model itself.
         _write_environment({}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
-    config = _make_config(settings, causes, rpc_folder, on_cpu=on_cpu)
+    adapters = engine_adapters(settings.adapters, rpc_folder, on_cpu=on_cpu)
+    config = _make_config(settings, causes, rpc_folder, adapters, on_cpu=on_cpu)
     if on_cpu:
         # create_engine_config has just set "spawn" here.
         _write_environment({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, {})
         if config.model_config.enforce_eager:
             _compile_nothing()
     adopt_loggers()
-    return config
+    return config, adapters
 
 
 def _compile_nothing() -> None:
@@ -150,7 +161,12 @@ def _rpc_folder() -> Path:
 
 
 def _make_config(
-    settings: VllmSettings, causes: StartCauses, rpc_folder: Path, *, on_cpu: bool
+    settings: VllmSettings,
+    causes: StartCauses,
+    rpc_folder: Path,
+    adapters: tuple[Adapter, ...],
+    *,
+    on_cpu: bool,
 ) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -164,11 +180,13 @@ def _make_config(
             "max_model_len": -1,
             "max_num_seqs": CPU_MAX_SEQUENCES,
         }
+    defaults |= lora_defaults(adapters)
     if settings.arguments:
         args = _parse(settings.arguments, defaults)
     else:
         args = AsyncEngineArgs(**defaults)
     _check_arguments(args, on_cpu=on_cpu)
+    check_lora_arguments(args, adapters)
     args.model = settings.model_path
     args.disable_log_stats = True
     args.enable_log_requests = False

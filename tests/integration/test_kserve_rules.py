@@ -254,8 +254,30 @@ async def test_rpcs_that_are_not_offered_are_unimplemented(channel: RpcChannel) 
 
 async def test_an_unknown_adapter_is_refused_by_name(channel: RpcChannel) -> None:
     request = ask(stream=False, lora_name="nobody")
-    with pytest.raises(InvalidRequest, match="nobody"):
+    with pytest.raises(InvalidRequest, match=r"LoRA feature is not enabled\."):
         await infer(channel, request)
+
+
+async def test_an_adapter_is_a_parameter_or_the_name_of_the_model(model_folder: Path) -> None:
+    sim = SimConfig(adapters=("poet",))
+    async with (
+        running_stack(model_folder, sim=sim) as made,
+        triton.InferenceServerClient(made.grpc) as client,
+    ):
+        config = (await client.get_model_config("sim")).config
+        assert json.loads(config.parameters["adapters"].string_value) == ["poet"]
+        assert await client.is_model_ready("poet")
+        asked = [
+            ("sim", GREEDY, 0), ("sim", {**GREEDY, "lora_name": "poet"}, 0), ("poet", GREEDY, 96),
+        ]  # fmt: skip
+        for model, parameters, cached in asked:
+            answer = await client.infer(model, [text("word " * 100)], parameters=parameters)
+            assert answer.get_response().model_name == model
+            # Each adapter has blocks of its own.
+            assert made.workers[0].engine.load().cache_hit_tokens == cached
+        with pytest.raises(InferenceServerException, match="we currently support") as caught:
+            await client.infer("sim", [text()], parameters={**GREEDY, "lora_name": "critic"})
+        assert status_of(caught.value) == "INVALID_ARGUMENT"
 
 
 @contextmanager

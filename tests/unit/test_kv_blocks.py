@@ -112,6 +112,14 @@ def test_adapter_and_salt_are_the_root_of_a_chain() -> None:
     )
 
 
+def test_the_adapter_that_stands_for_none_leaves_no_trace() -> None:
+    blocks = KvBlocks(KvLog(), 4, no_adapter="none")
+    tokens = list(range(8))
+    event = stored([1, 2], tokens, lora_name="none", extra_keys=[["none", "tenant"], ["none"]])
+    blocks.apply([event], 0.0)
+    assert all(it in blocks.log for it in ours(tokens, root_hash(None, "tenant")))
+
+
 @pytest.mark.parametrize("keys", [["picture", 3]], ids=["image"])
 def test_what_stands_for_more_than_tokens_is_private_from_there_on(keys) -> None:
     cache = Cache()
