@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -76,7 +76,7 @@ def test_a_client_of_triton_names_an_adapter_by_parameter(fleet: Served) -> None
 
 
 def test_an_adapter_is_listed_as_a_model_whose_parent_is_the_base_model(fleet: Served) -> None:
-    listed = httpx.get(f"{fleet.http}/v1/models", timeout=30).json()["data"]
+    listed = httpx2.get(f"{fleet.http}/v1/models", timeout=30).json()["data"]
     assert {it["id"]: it["parent"] for it in listed} == {
         MODEL: None, "north": MODEL, "south": MODEL,
     }  # fmt: skip
@@ -87,7 +87,7 @@ def test_the_cache_is_shared_by_requests_of_one_adapter_only(fleet: Served) -> N
 
     def cached(model: str) -> tuple[int, int]:
         """Tokens that the engine found, and blocks that the router had expected there."""
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{fleet.http}/v1/completions",
             json={"model": model, "prompt": prompt, "max_tokens": 1},
             headers={"x-penstock-explain-route": "true"},
