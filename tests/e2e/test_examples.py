@@ -20,16 +20,26 @@ RUN_HERE = {
     "triton_async.py": "grpc",
     "triton_aio.py": "grpc",
     "openai_chat.py": "http",
+    "openai_async.py": "http",
+    "openai_tools.py": "http",
+    "openai_structured.py": "http",
     "curl_chat.sh": "http",
 }
-# tests/interop/test_kserve_clients.py, which has the clients' packages
-RUN_THERE = {"curl_generate.sh", "grpc_js_stream.mjs", "kserve_infer.py", "triton_http.py"}
+# A model this small calls only what it must.
+MORE = {"openai_tools.py": ["What is the capital of France?", "required"]}
+# tests/interop/test_clients.py, which has the clients' packages
+RUN_THERE = {
+    "curl_generate.sh", "grpc_js_stream.mjs", "kserve_infer.py", "triton_http.py",
+    "langchain_chat.py",
+}  # fmt: skip
+# tests/e2e/test_embeddings.py, which has the model
+RUN_THERE |= {"openai_embeddings.py"}
 
 
 @pytest.mark.parametrize(("name", "address"), RUN_HERE.items())
 def test_an_example_prints_an_answer_about_paris(served: Served, name: str, address: str) -> None:
     runner = [sys.executable] if name.endswith(".py") else ["sh"]
-    command = [*runner, str(EXAMPLES / name), getattr(served, address)]
+    command = [*runner, str(EXAMPLES / name), getattr(served, address), *MORE.get(name, [])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout

@@ -1,4 +1,4 @@
-"""The examples for KServe's clients, as they stand, against a front door with a simulated engine.
+"""The examples for clients of many kinds, as they stand, against a simulated engine's front door.
 
 Clients that cannot share an environment with the others are installed into one of their own; where
 they cannot be had, their tests are skipped.
@@ -64,15 +64,25 @@ def install(command: list[str]) -> None:
         pytest.skip(f"cannot be installed here: {failure}")
 
 
-@pytest.fixture(scope="module")
-def kserve_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter that has kserve."""
-    folder = tmp_path_factory.mktemp("kserve")
+def python_with(package: str, folder: Path) -> str:
+    """An interpreter that has this package."""
     uv = [sys.executable, "-m", "uv"]
     install([*uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
     python = str(folder / "bin" / "python")
-    install([*uv, "pip", "install", "--quiet", "--python", python, "kserve==0.21.0"])
+    install([*uv, "pip", "install", "--quiet", "--python", python, package])
     return python
+
+
+@pytest.fixture(scope="module")
+def kserve_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that has kserve."""
+    return python_with("kserve==0.21.0", tmp_path_factory.mktemp("kserve"))
+
+
+@pytest.fixture(scope="module")
+def langchain_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that has LangChain's client of OpenAI."""
+    return python_with("langchain-openai==1.7.4", tmp_path_factory.mktemp("langchain"))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +122,11 @@ async def test_curl_reads_generated_text_as_events(served: Addresses) -> None:
 @pytest.mark.timeout(2 * INSTALL_S + RUN_S)
 async def test_kserves_own_client_is_answered(served: Addresses, kserve_python: str) -> None:
     await run(kserve_python, str(EXAMPLES / "kserve_infer.py"), served.grpc, MODEL)
+
+
+@pytest.mark.timeout(2 * INSTALL_S + RUN_S)
+async def test_langchain_streams_a_chains_answer(served: Addresses, langchain_python: str) -> None:
+    await run(langchain_python, str(EXAMPLES / "langchain_chat.py"), served.http)
 
 
 @pytest.mark.timeout(INSTALL_S + RUN_S)
