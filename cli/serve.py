@@ -57,6 +57,8 @@ class ServeConfig(FrontOptions):
         choices=("file", "etcd"),
     )  # fmt: skip
     engine: str = like(WorkerConfig, "engine")
+    tool_call_parser: str = like(WorkerConfig, "tool_call_parser")
+    reasoning_parser: str = like(WorkerConfig, "reasoning_parser")
     lora_module: tuple[str, ...] = like(WorkerConfig, "lora_module")
     cache_dir: Path | None = like(WorkerConfig, "cache_dir")
     canary_interval_s: float = like(WorkerConfig, "canary_interval_s")
@@ -167,6 +169,7 @@ def serve(argv: Sequence[str]) -> int:
 
 def _prepare(config: ServeConfig) -> list[NamedModel]:
     """Resolve the models here, once, so that a wrong reference fails before anything starts."""
+    from server.text.codec import check_answer_format
     from worker.adapters import read_adapters
     from worker.models import resolve_model
 
@@ -176,6 +179,7 @@ def _prepare(config: ServeConfig) -> list[NamedModel]:
     for ref, name in zip(config.models, given, strict=True):
         say(f"preparing {ref}")
         resolved = resolve_model(ref, cache_dir=config.cache_dir, progress=say)
+        check_answer_format(resolved.path, config.tool_call_parser, config.reasoning_parser)
         found.append((resolved.path, name or resolved.name))
     names = [name for _, name in found]
     read_adapters(config.lora_module, names)

@@ -1,6 +1,7 @@
 """`penstock worker`: one engine. Imports no gRPC: vLLM's engine process is forked before that."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from runtime.config import parse_config
 from runtime.logs import configure_logging
@@ -23,6 +24,10 @@ def worker(argv: Sequence[str]) -> int:
         rest_for="vLLM",
     )
     configure_logging(level=config.log_level, log_format=config.log_format)
+    from server.text.codec import check_answer_format
     from worker.main import run_worker
 
-    return run_worker(config, engine_arguments)
+    def check_model(folder: Path) -> None:
+        check_answer_format(folder, config.tool_call_parser, config.reasoning_parser)
+
+    return run_worker(config, engine_arguments, check_model=check_model)

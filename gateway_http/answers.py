@@ -8,7 +8,7 @@ import msgspec
 
 from gateway_http.errors import JSON_TYPE, error_json
 from runtime.errors import EngineFailed, InternalError, ServingError
-from wire.generate import ChoiceDelta, GenerateDelta, TokenText, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, TokenText, ToolCallDelta, Usage
 
 LOWEST_LOGPROB = -9999.0
 
@@ -26,7 +26,7 @@ class Answer:
     """What all chunks of one answer share. `created` is in seconds since the Unix epoch.
 
     `choices` is n: the choices of each of the `prompts`. `top` is how many of the likeliest tokens
-    were asked for, None without log probabilities.
+    were asked for, None without log probabilities. `reasoning` is whether thoughts are shown.
     """
 
     id: str
@@ -37,6 +37,7 @@ class Answer:
     choices: int = 1
     top: int | None = None
     token_ids: bool = False
+    reasoning: bool = True
     include_usage: bool = False
     continuous_usage: bool = False
 
@@ -47,6 +48,12 @@ class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """How much of the answer was thought, in tokens."""
+
+    reasoning_tokens: int
+
+
 class UsageBody(msgspec.Struct, frozen=True):
     """Token counts, as OpenAI names them."""
 
@@ -54,6 +61,7 @@ class UsageBody(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
 
 
 def usage_body(parts: Sequence[Usage]) -> UsageBody:
@@ -61,7 +69,8 @@ def usage_body(parts: Sequence[Usage]) -> UsageBody:
     prompt = sum(part.prompt_tokens for part in parts)
     completion = sum(part.completion_tokens for part in parts)
     cached = sum(part.cached_tokens for part in parts)
-    return UsageBody(prompt, completion, prompt + completion, PromptDetails(cached))
+    thought = CompletionDetails(sum(part.reasoning_tokens for part in parts))
+    return UsageBody(prompt, completion, prompt + completion, PromptDetails(cached), thought)
 
 
 def finish_reason(reason: str | None) -> str | None:
@@ -113,10 +122,12 @@ def completion_logprobs(tokens: Sequence[TokenText], top: int, offset: int) -> d
 class _Choice:
     """What has come of one choice so far."""
 
-    __slots__ = ("finish", "logprobs", "stop_reason", "text", "token_ids")
+    __slots__ = ("calls", "finish", "logprobs", "reasoning", "stop_reason", "text", "token_ids")
 
     def __init__(self) -> None:
         self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[ToolCallDelta] = []
         self.logprobs: list[TokenText] = []
         self.token_ids: list[int] = []
         self.finish: str | None = None
@@ -154,6 +165,12 @@ class WholeAnswer:
 
     def _add_choice(self, choice: _Choice, part: ChoiceDelta) -> None:
         choice.text.append(part.text)
+        choice.reasoning.append(part.reasoning)
+        for call in part.tool_calls:
+            if call.id is not None:
+                choice.calls.append(call)
+            else:
+                choice.calls[-1].arguments += call.arguments
         if self._answer.token_ids:
             choice.token_ids.extend(part.token_ids)
         if part.logprobs:
@@ -178,12 +195,29 @@ class WholeAnswer:
             }
         )
 
+    def _message(self, choice: _Choice, text: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        reasoning = "".join(choice.reasoning)
+        if reasoning and self._answer.reasoning:
+            message["reasoning"] = message["reasoning_content"] = reasoning
+        if choice.calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in choice.calls
+            ]
+        return message
+
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
         answer = self._answer
         text = "".join(choice.text)
         body: dict[str, Any] = {"index": index}
         if answer.chat:
-            body["message"] = {"role": "assistant", "content": text, "refusal": None}
+            body["message"] = self._message(choice, text)
         else:
             body["text"] = text
         body["logprobs"] = None

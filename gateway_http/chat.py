@@ -20,6 +20,9 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         raise UnsupportedValue("echo: not supported for chat", param="echo")
     check_nesting(body.messages, "messages")
     check_nesting(body.chat_template_kwargs, "chat_template_kwargs")
+    check_nesting(body.tools, "tools")
+    check_nesting(body.functions, "functions")
+    tools, tool_choice = _tools(body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     aliases = {"logprobs": "top_logprobs"}
     limit = body.max_tokens
@@ -31,6 +34,11 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         model=body.model,
         sampling=sampling_of(body, {"max_tokens": limit, "logprobs": logprobs}, aliases),
         messages=[_message(place, message) for place, message in enumerate(body.messages)],
+        tools=tools,
+        tool_choice=tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        separate_reasoning=True,
+        separate_tool_calls=True,
         chat_template_kwargs=_template_values(body),
         stream=bool(body.stream),
         priority=body.priority or 0,
@@ -48,6 +56,20 @@ def _template_values(body: ChatCompletionRequest) -> dict[str, Any]:
     return values
 
 
+def _tools(body: ChatCompletionRequest) -> tuple[list[dict[str, Any]] | None, Any]:
+    """Tools and the choice among them; `functions` and `function_call` are their older names."""
+    if not body.functions:
+        if body.function_call not in (None, "none", "auto"):
+            raise InvalidRequest("function_call: needs functions", param="function_call")
+        return body.tools or None, body.tool_choice
+    if body.tools:
+        raise InvalidRequest("functions: not together with tools", param="functions")
+    choice: Any = body.function_call
+    if isinstance(choice, dict):
+        choice = {"type": "function", "function": choice}
+    return [{"type": "function", "function": it} for it in body.functions], choice
+
+
 def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
     at = f"messages[{place}]"
     role = message.get("role")
@@ -55,6 +77,9 @@ def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
         names = ", ".join(sorted(_ROLES))
         raise InvalidRequest(f"{at}.role: expected one of {names}", param=f"{at}.role")
     content = message.get("content")
+    _check_calls(at, message.get("tool_calls"))
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise InvalidRequest(f"{at}.tool_call_id: missing", param=f"{at}.tool_call_id")
     if content is None and role != "assistant":
         raise InvalidRequest(f"{at}.content: missing", param=f"{at}.content")
     if isinstance(content, list):
@@ -76,3 +101,15 @@ def _check_part(at: str, part: Any) -> None:
         )
     if not isinstance(part.get("text"), str):
         raise InvalidRequest(f"{at}.text: expected text", param=f"{at}.text")
+
+
+def _check_calls(at: str, calls: Any) -> None:
+    if calls is None:
+        return
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"{at}.tool_calls: expected a list", param=f"{at}.tool_calls")
+    for number, call in enumerate(calls):
+        place = f"{at}.tool_calls[{number}].function"
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(f"{place}: expected a name and arguments", param=place)

@@ -114,8 +114,7 @@ class KServeBackend:
         Until the first delta a request that finds its server stopping is sent again: another one
         may answer at the same address.
         """
-        outputs = _OUTPUTS if request.sampling.logprobs is None else _OUTPUTS + _LOGPROBS
-        message = encode_text_request(request, OutputSelection(outputs=outputs))
+        message = encode_text_request(request, OutputSelection(outputs=_outputs_of(request)))
         stream: ClientStream
         delta: GenerateDelta
         with counted(self._limits, request.principal), self._asking():
@@ -177,6 +176,16 @@ class KServeBackend:
                 raise
             log.error("the target refuses this gateway's key: %s", error.message)  # noqa: TRY400
             raise InternalError(INTERNAL_TEXT) from None
+
+
+def _outputs_of(request: GenerateRequest) -> tuple[str, ...]:
+    return (
+        *_OUTPUTS,
+        *(_LOGPROBS if request.sampling.logprobs is not None else ()),
+        *(("prompt_logprobs",) if request.sampling.prompt_logprobs is not None else ()),
+        *(("reasoning_output",) if request.separate_reasoning else ()),
+        *(("tool_calls",) if request.separate_tool_calls else ()),
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -103,6 +103,11 @@ def _structure(wanted: ResponseFormat, own: dict[str, Any] | None) -> dict[str, 
         )
     if wanted.type == "json_object":
         return {"json_object": True}
+    if wanted.type == "structural_tag":
+        if wanted.format is None:
+            name = "response_format.format"
+            raise InvalidRequest(f"{name}: needed for type structural_tag", param=name)
+        return {"structural_tag": {"type": "structural_tag", "format": wanted.format}}
     if wanted.json_schema is None or wanted.json_schema.schema is None:
         name = "response_format.json_schema"
         raise InvalidRequest(f"{name}: a schema is needed for type json_schema", param=name)

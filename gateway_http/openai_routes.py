@@ -37,6 +37,7 @@ def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
             choices=requests[0].sampling.n,
             top=top,
             token_ids=bool(body.return_token_ids),
+            reasoning=getattr(body, "include_reasoning", None) is not False,
             include_usage=continuous or bool(options and options.include_usage),
             continuous_usage=continuous,
         )

@@ -28,10 +28,14 @@ class JsonSchema(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """The form of the answer: text, any JSON object, or JSON that follows a schema."""
+    """The form of the answer: text, any JSON object, JSON that follows a schema, or tags.
 
-    type: Literal["text", "json_object", "json_schema"]
+    `format` is xgrammar's, for structural tags.
+    """
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
+    format: dict[str, Any] | None = None
 
 
 class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,10 +91,13 @@ class ChatCompletionRequest(GenerationBody, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    include_reasoning: bool | None = None
+
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
@@ -112,10 +119,6 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "truncate_prompt_tokens": (),
     "prompt_logprobs": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "modalities": ([], ["text"]),
     "audio": (),
     "web_search_options": (),

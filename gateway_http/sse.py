@@ -16,6 +16,7 @@ from gateway_http.answers import (
 from gateway_http.errors import error_json
 from runtime.errors import ServingError
 from wire.generate import ChoiceDelta, GenerateDelta, Usage
+from wire.tool_calls import tool_calls_json
 
 DONE = b"data: [DONE]\n\n"
 
@@ -73,21 +74,14 @@ class ChunkWriter:
             # Nearly every delta of nearly every stream.
             choice = delta.choices[0]
             prefix = self._prefixes.get(prompt * self._answer.choices + choice.index)
-            if prefix is not None and choice.finish_reason is None:
+            parsed = choice.reasoning or choice.tool_calls
+            if prefix is not None and choice.finish_reason is None and not parsed:
                 return prefix + _json(choice.text) + self._plain_end if choice.text else b""
         parts: list[bytes] = []
         if self._answer.continuous_usage:
             self._count(prompt, delta)
         for choice in delta.choices:
-            index = prompt * self._answer.choices + choice.index
-            prefix = self._prefixes.get(index)
-            if prefix is None:
-                prefix = self._begin(index, parts)
-            if self._is_plain and choice.finish_reason is None:
-                if choice.text:
-                    parts += (prefix, _json(choice.text), self._plain_end)
-            else:
-                self._write_rich(index, prefix, choice, parts)
+            self._write_choice(prompt * self._answer.choices + choice.index, choice, parts)
         if delta.usage is not None:
             self._usage[prompt] = delta.usage
             self._unfinished -= 1
@@ -106,6 +100,36 @@ class ChunkWriter:
                 b"}\n\n",
             )
         return prefix
+
+    def _write_choice(self, index: int, choice: ChoiceDelta, parts: list[bytes]) -> None:
+        prefix = self._prefixes.get(index)
+        if prefix is None:
+            prefix = self._begin(index, parts)
+        if choice.reasoning or choice.tool_calls:
+            self._write_parsed(prefix, choice, parts)
+        if self._is_plain and choice.finish_reason is None:
+            if choice.text:
+                parts += (prefix, _json(choice.text), self._plain_end)
+        else:
+            self._write_rich(index, prefix, choice, parts)
+
+    def _write_parsed(self, prefix: bytes, choice: ChoiceDelta, parts: list[bytes]) -> None:
+        """Write thoughts, and calls with the text before them, as events of their own."""
+        start = prefix.removesuffix(self._open)
+        if choice.reasoning and self._answer.reasoning:
+            text = _json(choice.reasoning)
+            delta = b'{"reasoning":%b,"reasoning_content":%b}' % (text, text)
+            self._write_delta(start, delta, parts)
+        if choice.tool_calls:
+            if choice.text:
+                self._write_delta(start, b'{"content":%b}' % _json(choice.text), parts)
+                choice.text = ""
+            calls = tool_calls_json(choice.tool_calls)
+            self._write_delta(start, b'{"tool_calls":%b}' % calls, parts)
+
+    def _write_delta(self, start: bytes, delta: bytes, parts: list[bytes]) -> None:
+        end = b',"logprobs":null,"finish_reason":null}]'
+        parts += (start, b'"delta":', delta, end, self._usage_now(), b"}\n\n")
 
     def _write_rich(
         self, index: int, prefix: bytes, choice: ChoiceDelta, parts: list[bytes]

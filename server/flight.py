@@ -75,6 +75,8 @@ def token_request(
     )
     # Stop strings are the front door's; the worker handles tokens only.
     sampling = msgspec.structs.replace(sampling, stop=())
+    if prompt.answer.structure is not None:
+        sampling = msgspec.structs.replace(sampling, structured_outputs=prompt.answer.structure)
     return TokenRequest(
         request_id=request.request_id,
         token_ids=prompt.token_ids,

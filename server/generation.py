@@ -6,8 +6,9 @@ from typing import Protocol
 
 from runtime.errors import Cancelled, EngineFailed, ServingError
 from runtime.request_record import RequestRecord
+from server.parsers.parser import ChoiceParser
 from server.text.codec import ChoiceDecoder, EncodedPrompt, TextCodec
-from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, TokenText, Usage
 from wire.routes import Route
 from wire.tokens import FinishReason, TokenDelta
 
@@ -52,9 +53,11 @@ class Generation:
         self.on_ready: Callable[[], None] = _nobody
         self.ended = False
         self.route: Route | None = None
+        self._prompt_logprobs: list[TokenText | None] | None = None
         self._owner = owner
         self._pending: dict[int, ChoiceDelta] = {}
         self._decoders: list[ChoiceDecoder] = []
+        self._parsers: list[ChoiceParser] = []
         self._open_choices = request.sampling.n
         self._engine_open = request.sampling.n
         self._signalled = False
@@ -65,6 +68,8 @@ class Generation:
         """Set what is known once the prompt is encoded."""
         count = self.request.sampling.n
         self._decoders = [codec.decoder(self.request, index, prompt) for index in range(count)]
+        parsers = [codec.parser(self.request, prompt) for _ in range(count)]
+        self._parsers = [parser for parser in parsers if parser is not None]
         self.record.input_tokens = len(prompt.token_ids)
         if self.request.echo:
             text = prompt.text if prompt.text is not None else codec.text_of(prompt.token_ids)
@@ -81,6 +86,9 @@ class Generation:
         if delta.cached_tokens is not None:
             record.cached_tokens = delta.cached_tokens
             record.engine_queued_s = delta.queued_s
+        if delta.prompt_logprobs is not None:
+            decoder = self._decoders[delta.index]
+            self._prompt_logprobs = decoder.prompt_logprobs(delta.prompt_logprobs)
         if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             self.fail(EngineFailed(f"the engine ended this request: {delta.finish_reason.label}"))
             return
@@ -93,18 +101,16 @@ class Generation:
         if fresh is None:
             return
         record.output_tokens += len(fresh.token_ids)
-        if decoder.finished:
-            self._open_choices -= 1
-            if self._open_choices == 0:
-                self.ended = True
-                self._owner.release(self, cancel=self._engine_open > 0)
-        self._merge(fresh)
+        if self._parsers:
+            self._parsers[delta.index].feed(fresh, self._deliver, self.fail)
+        else:
+            self._deliver(fresh)
 
     def fail(self, error: ServingError) -> None:
         """End with an error, unless another worker can take over."""
         if self.ended or self._owner.lost(self, error):
             return
-        self.ended = True
+        self._close()
         self._error = error
         self._owner.release(self, cancel=True, error=error)
         self.on_ready()
@@ -112,7 +118,7 @@ class Generation:
     def cancel(self) -> None:
         """The client is gone: free the engine, say nothing more. Idempotent."""
         if not self.ended:
-            self.ended = True
+            self._close()
             self._error = Cancelled("the client went away or cancelled")
             self._owner.release(self, cancel=True, error=self._error)
 
@@ -127,15 +133,19 @@ class Generation:
         pending, self._pending = self._pending, {}
         record = self.record
         delta = GenerateDelta(
-            choices=list(pending.values()), prompt_tokens=record.input_tokens, route=self.route
+            choices=list(pending.values()),
+            prompt_tokens=record.input_tokens,
+            route=self.route,
+            prompt_logprobs=self._prompt_logprobs,
         )
-        self.route = None
+        self.route = self._prompt_logprobs = None
         if complete:
             self._final_taken = True
             delta.usage = Usage(
                 prompt_tokens=record.input_tokens,
                 completion_tokens=record.output_tokens,
                 cached_tokens=record.cached_tokens,
+                reasoning_tokens=sum(parser.reasoning_tokens for parser in self._parsers),
             )
         return delta
 
@@ -144,6 +154,21 @@ class Generation:
         delta = self.take()
         assert delta is not None, "on_ready comes at the end only when nothing streams"
         return delta
+
+    def _close(self) -> None:
+        self.ended = True
+        for parser in self._parsers:
+            parser.close()
+
+    def _deliver(self, fresh: ChoiceDelta) -> None:
+        if self.ended:
+            return
+        if fresh.finish_reason is not None:
+            self._open_choices -= 1
+            if self._open_choices == 0:
+                self.ended = True
+                self._owner.release(self, cancel=self._engine_open > 0)
+        self._merge(fresh)
 
     def _merge(self, fresh: ChoiceDelta) -> None:
         held = self._pending.get(fresh.index)

@@ -133,6 +133,8 @@ def write_usage(target: Mapping[str, InferParameter], usage: Usage) -> None:
     set_parameter(target, "prompt_tokens", usage.prompt_tokens)
     set_parameter(target, "completion_tokens", usage.completion_tokens)
     set_parameter(target, "cached_tokens", usage.cached_tokens)
+    if usage.reasoning_tokens:
+        set_parameter(target, "reasoning_tokens", usage.reasoning_tokens)
 
 
 def read_usage(parameters: Mapping[str, InferParameter]) -> Usage | None:
@@ -143,6 +145,7 @@ def read_usage(parameters: Mapping[str, InferParameter]) -> Usage | None:
         prompt_tokens=parameters["prompt_tokens"].int64_param,
         completion_tokens=parameters["completion_tokens"].int64_param,
         cached_tokens=int_parameter(parameters, "cached_tokens") or 0,
+        reasoning_tokens=int_parameter(parameters, "reasoning_tokens") or 0,
     )
 
 

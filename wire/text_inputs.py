@@ -26,6 +26,9 @@ OUTPUT_FLAGS: dict[str, tuple[str, ...]] = {
     "return_log_probs": ("cum_log_probs", "output_log_probs"),
     "return_num_input_tokens": ("num_input_tokens",),
     "return_num_output_tokens": ("num_output_tokens",),
+    "return_prompt_logprobs": ("prompt_logprobs",),
+    "return_reasoning": ("reasoning_output",),
+    "return_tool_calls": ("tool_calls",),
 }
 """Input name to the outputs it switches on."""
 
@@ -39,6 +42,9 @@ OUTPUTS = {
     "output_log_probs": "FP32",
     "num_input_tokens": "UINT32",
     "num_output_tokens": "UINT32",
+    "prompt_logprobs": "BYTES",
+    "reasoning_output": "BYTES",
+    "tool_calls": "BYTES",
 }
 """Output name to datatype, in the order they are sent."""
 

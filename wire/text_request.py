@@ -62,6 +62,7 @@ class _Chat(msgspec.Struct, forbid_unknown_fields=True):
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, Any] = {}
 
 
@@ -86,6 +87,8 @@ def decode_text_request(
     outputs = _outputs(message, flags)
     if sampling.logprobs is None and not NEEDS_LOGPROBS.isdisjoint(outputs):
         sampling = msgspec.structs.replace(sampling, logprobs=0)
+    if sampling.prompt_logprobs is None and "prompt_logprobs" in outputs:
+        sampling = msgspec.structs.replace(sampling, prompt_logprobs=0)
     prompt_fields = _prompt_fields(prompt, tensors)
     echo = not stream and not flags.get(EXCLUDE, False) and "messages" not in prompt_fields
     request = GenerateRequest(
@@ -107,6 +110,8 @@ def decode_text_request(
         pinned_worker=plain_parameter(message.parameters, PINNED_WORKER) or None,
         data_parallel_rank=natural_parameter(message.parameters, RANK),
         explain_route=bool(plain_parameter(message.parameters, EXPLAIN)),
+        separate_reasoning="reasoning_output" in outputs,
+        separate_tool_calls="tool_calls" in outputs,
         **prompt_fields,
     )
     selection = OutputSelection(

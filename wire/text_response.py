@@ -1,11 +1,12 @@
 """The text contract's responses: a GenerateDelta to a ModelInferResponse, and back.
 
 Shapes, with n choices (and [1, ...] in front for clients that sent [1, 1]): text_output,
-finish_reason, logprobs, cumulative_logprob, cum_log_probs and num_output_tokens [n],
-num_input_tokens [1]. output_ids is [k] for one choice and [n, k] for more, k being the longest and
--1 the padding; output_log_probs is [n, k], padded with nan. A choice with nothing new has "",
-"None", null, nan and 0. Forms and meanings are those of Triton's vLLM backend, and of
-TensorRT-LLM's for its own names; the counts are of this response.
+finish_reason, logprobs, cumulative_logprob, cum_log_probs, num_output_tokens, reasoning_output and
+tool_calls [n]; num_input_tokens and prompt_logprobs [1]. output_ids is [k] for one choice and
+[n, k] for more, k being the longest and -1 the padding; output_log_probs is [n, k], with nan for
+padding. tool_calls are JSON lists of what is new, in the form of OpenAI's streamed calls. A choice
+with nothing new has "", "None", null, [], nan and 0. Forms and meanings are those of Triton's vLLM
+backend, and of TensorRT-LLM's for its own names; the counts are of this response.
 """
 
 import math
@@ -31,6 +32,7 @@ from wire.parameters import (
 )
 from wire.tensors import Tensor, add_output, decode_outputs, encode_bytes
 from wire.text_inputs import OUTPUTS, OutputSelection
+from wire.tool_calls import read_tool_calls, tool_calls_json
 
 _REASON = "penstock_reason"
 _CODE = "penstock_code"
@@ -126,6 +128,7 @@ def decode_text_response(
     try:
         choices = _read_choices(message, tensors)
         prompt_tokens = int(_first(tensors, "num_input_tokens", 0))
+        prompt_logprobs = _read_prompt_logprobs(_first(tensors, "prompt_logprobs", b"null"))
     except (AttributeError, IndexError, TypeError, ValueError, msgspec.DecodeError) as error:
         raise InternalError(f"malformed response: {error}") from error
     usage = read_usage(message.parameters)
@@ -143,6 +146,7 @@ def decode_text_response(
         prompt_tokens=prompt_tokens,
         usage=usage,
         route=read_route(message.parameters),
+        prompt_logprobs=prompt_logprobs,
     )
 
 
@@ -153,7 +157,7 @@ class _Logprob(msgspec.Struct, frozen=True):
 
 
 _Values = tuple[Sequence[int], list[Any]]
-_decode_logprobs = msgspec.json.Decoder(list[dict[int, _Logprob]] | None).decode
+_decode_logprobs = msgspec.json.Decoder(list[dict[int, _Logprob] | None] | None).decode
 
 
 def _texts(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
@@ -180,6 +184,10 @@ def _logprobs(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
     return (len(choices),), [_logprobs_json(choice.logprobs) for choice in choices]
 
 
+def _prompt_logprobs(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
+    return (1,), [_logprobs_json(delta.prompt_logprobs)]
+
+
 def _cumulative(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
     values = [choice.cumulative_logprob for choice in choices]
     return (len(choices),), [math.nan if it is None else finite(it) for it in values]
@@ -190,6 +198,14 @@ def _token_logprobs(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Va
     longest = max(map(len, rows))
     padded = [value for row in rows for value in (*row, *[math.nan] * (longest - len(row)))]
     return (len(rows), longest), padded
+
+
+def _reasoning(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
+    return (len(choices),), [choice.reasoning.encode() for choice in choices]
+
+
+def _tool_calls(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
+    return (len(choices),), [tool_calls_json(choice.tool_calls) for choice in choices]
 
 
 def _num_input(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
@@ -205,11 +221,14 @@ _WRITERS: dict[str, Callable[[Sequence[ChoiceDelta], GenerateDelta], _Values]] =
     "finish_reason": _finish_reasons,
     "output_ids": _output_ids,
     "logprobs": _logprobs,
+    "prompt_logprobs": _prompt_logprobs,
     "cumulative_logprob": _cumulative,
     "cum_log_probs": _cumulative,
     "output_log_probs": _token_logprobs,
     "num_input_tokens": _num_input,
     "num_output_tokens": _num_output,
+    "reasoning_output": _reasoning,
+    "tool_calls": _tool_calls,
 }
 _PACK: dict[str, Callable[[list[Any]], bytes]] = {
     "BYTES": encode_bytes,
@@ -226,12 +245,13 @@ def _all_choices(given: Sequence[ChoiceDelta], count: int) -> Sequence[ChoiceDel
     return [by_index.get(index) or ChoiceDelta(index=index) for index in range(count)]
 
 
-def _logprobs_json(tokens: Sequence[TokenText] | None) -> bytes:
+def _logprobs_json(tokens: Sequence[TokenText | None] | None) -> bytes:
     if tokens is None:
         return b"null"
     return msgspec.json.encode(
         [
-            {
+            token
+            and {
                 it.token_id: _Logprob(finite(it.logprob), it.rank, it.token)
                 for it in (token, *token.top)
             }
@@ -244,6 +264,8 @@ def _read_choices(message: ModelInferResponse, tensors: dict[str, Tensor]) -> li
     texts = [it.decode(errors="replace") for it in _flat(tensors, "text_output")]
     finish = [it.decode() for it in _flat(tensors, "finish_reason")]
     logprobs = [_read_logprobs(it) for it in _flat(tensors, "logprobs")]
+    reasoning = [it.decode(errors="replace") for it in _flat(tensors, "reasoning_output")]
+    calls = [read_tool_calls(it) for it in _flat(tensors, "tool_calls")]
     cumulative = _flat(tensors, "cumulative_logprob")
     count = max(len(texts), len(finish), len(logprobs), len(cumulative), 1)
     ids = _read_ids(tensors.get("output_ids"), count)
@@ -251,6 +273,8 @@ def _read_choices(message: ModelInferResponse, tensors: dict[str, Tensor]) -> li
         ChoiceDelta(
             index=index,
             text=_at(texts, index, ""),
+            reasoning=_at(reasoning, index, ""),
+            tool_calls=_at(calls, index, []),
             token_ids=_at(ids, index, []),
             logprobs=_at(logprobs, index, None),
             cumulative_logprob=_none_for_nan(_at(cumulative, index, math.nan)),
@@ -271,6 +295,11 @@ def _read_ids(tensor: Tensor | None, count: int) -> list[list[int]]:
 def _read_logprobs(raw: bytes) -> list[TokenText] | None:
     positions = _decode_logprobs(raw)
     return None if positions is None else [_read_position(it) for it in positions if it]
+
+
+def _read_prompt_logprobs(raw: bytes) -> list[TokenText | None] | None:
+    positions = _decode_logprobs(raw)
+    return None if positions is None else [_read_position(it) if it else None for it in positions]
 
 
 def _read_position(position: dict[int, _Logprob]) -> TokenText:
@@ -303,7 +332,12 @@ def _in_band_error(message: ModelStreamInferResponse) -> ServingError:
 
 def _is_silent(choice: ChoiceDelta) -> bool:
     return not (
-        choice.text or choice.token_ids or choice.logprobs or choice.finish_reason is not None
+        choice.text
+        or choice.token_ids
+        or choice.logprobs
+        or choice.reasoning
+        or choice.tool_calls
+        or choice.finish_reason is not None
     )
 
 

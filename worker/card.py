@@ -20,13 +20,18 @@ _TEXT_FILES = (
 
 
 def make_card(
-    model_path: Path | str, name: str, info: EngineInfo, aliases: Sequence[str] = ()
+    model_path: Path | str,
+    name: str,
+    info: EngineInfo,
+    aliases: Sequence[str] = (),
+    **parsers: str,
 ) -> ModelCard:
     """Return the card of the HF folder `model_path` as served by an engine.
 
-    `created` is when the folder's config was written. Two folders have the same `checksum` when
-    their text side is the same and their weight files have the same names and sizes. Raises
-    InvalidConfig when the folder holds no readable config.json.
+    `parsers` are the card's names of parsers of answers. `created` is when the folder's config was
+    written. Two folders have the same `checksum` when their text side is the same and their weight
+    files have the same names and sizes. Raises InvalidConfig when the folder holds no readable
+    config.json.
     """
     folder = Path(model_path)
     read_json(folder / "config.json")
@@ -41,6 +46,7 @@ def make_card(
         created=int((folder / "config.json").stat().st_mtime),
         checksum=_checksum(folder),
         adapters=info.adapters,
+        **parsers,
     )
 
 

@@ -26,6 +26,14 @@ class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
     model_alias: tuple[str, ...] = option(
         (), help="further name of the model; may be repeated", group="Models"
     )
+    tool_call_parser: str = option(
+        "auto", help="how the model writes tool calls: a parser's name, none, or auto: what its "
+        "chat template shows", group="Models",
+    )  # fmt: skip
+    reasoning_parser: str = option(
+        "auto", help="how the model marks what it thinks: a parser's name, none, or auto",
+        group="Models",
+    )  # fmt: skip
     lora_module: tuple[str, ...] = option(
         (), help="LoRA adapter that requests may ask for, as NAME=FOLDER; may be repeated",
         group="Models",

@@ -5,8 +5,9 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import uvloop
 
@@ -21,10 +22,16 @@ from worker.sim_model import sim_config_for
 log = logging.getLogger(__name__)
 
 
-def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> int:
+def run_worker(
+    config: WorkerConfig,
+    engine_arguments: Sequence[str] = (),
+    *,
+    check_model: Callable[[Path], None] = lambda _: None,
+) -> int:
     """Serve until a signal or the engine's end; returns the exit code, 1 when the engine died.
 
-    `engine_arguments` are vLLM's own. Call it in the main thread of a process that has imported
+    `engine_arguments` are vLLM's own. `check_model` raises InvalidConfig when the model in a folder
+    does not go with what else is set. Call it in the main thread of a process that has imported
     neither gRPC nor torch and runs no other thread; logging is configured. Raises ServingError
     when the worker cannot start.
     """
@@ -34,6 +41,7 @@ def run_worker(config: WorkerConfig, engine_arguments: Sequence[str] = ()) -> in
     config.open_fleet_token()
     require_engine(config.engine)
     model = resolve_model(config.model, cache_dir=config.cache_dir, progress=log.info)
+    check_model(model.path)
     names = (config.model_name or model.name, *config.model_alias)
     adapters = read_adapters(config.lora_module, names)
     try:

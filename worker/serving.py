@@ -110,7 +110,12 @@ class WorkerProcess:
         info = await self._engine.start()
         self._tracing = start_tracing(config.otlp_endpoint, "worker")
         card = make_card(
-            self._model.path, config.model_name or self._model.name, info, config.model_alias
+            self._model.path,
+            config.model_name or self._model.name,
+            info,
+            config.model_alias,
+            tool_call_parser=config.tool_call_parser,
+            reasoning_parser=config.reasoning_parser,
         )
         service = self._service = WorkerService(self._engine, card, self._tracing)
         watch = self._watch = EngineWatch(service.flights, config)

@@ -4,12 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.errors import InvalidConfig
-from server.parsers.families import REASONING_FAMILIES, TOOL_FAMILIES, Tools
+from runtime.errors import InvalidConfig, InvalidRequest
+from server.parsers.families import REASONING_FAMILIES, TOOL_FAMILIES
 from server.parsers.machine import ToolMachine
 from server.parsers.parser import AnswerParser, Parsed
-from server.parsers.thinking import Thinking, ThinkingMachine
+from server.parsers.structure import (
+    behind_thoughts,
+    calls_format,
+    constraint_format,
+    form_of_calls,
+    structural_tag,
+)
+from server.parsers.thinking import ThinkingMachine
+from server.parsers.tools import ToolUse
 from server.text.tokenizer import Tokenizer
+from wire.generate import GenerateRequest
 
 AUTO, NONE = "auto", "none"
 
@@ -30,51 +39,97 @@ _REASONING_SIGNS: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]] = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPlan:
+    """How an answer is made and read.
+
+    `structure` are its structured_outputs, None for the request's own; `calls` is the parser that
+    looks for calls in it; `parsed` is whether it is parsed at all.
+    """
+
+    structure: dict[str, Any] | None = None
+    calls: str | None = None
+    parsed: bool = False
+
+
+FREE_ANSWER = AnswerPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormat:
     """How a model marks its thoughts and calls; None where it does not."""
 
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
 
-    @property
-    def thinking(self) -> Thinking | None:
-        """The family of the reasoning parser."""
-        return REASONING_FAMILIES[self.reasoning_parser] if self.reasoning_parser else None
+    def plan(self, request: GenerateRequest, use: ToolUse, prompt: str) -> AnswerPlan:
+        """Plan the answer to a request that uses its tools so, and was rendered to `prompt`.
 
-    def open(
-        self,
-        *,
-        tools: Tools = None,
-        reasoning: bool = True,
-        variables: Mapping[str, Any],
-        prompt: str = "",
-    ) -> AnswerParser | None:
-        """Begin one choice; None when there is nothing to tell apart.
-
-        Calls are looked for when there are `tools`. `variables` are the chat template's, `prompt`
-        what it made of them.
+        Raises InvalidRequest for a constraint beside calls that must come, and for tools whose
+        calls nobody could read.
         """
-        machine = None
-        if tools and self.tool_call_parser is not None:
-            machine = TOOL_FAMILIES[self.tool_call_parser].make(tools)
-        thoughts = self._thoughts(variables, prompt) if reasoning else None
-        if machine is None and thoughts is None:
+        calls = form_of_calls(self.tool_call_parser, use)
+        if request.separate_tool_calls and use.mode == "auto" and calls is None:
+            raise InvalidRequest(
+                "tools: this model has no parser for the calls it may decide to make; its worker "
+                'needs --tool-call-parser, or the request a tool_choice of "required" or "none"',
+                param="tools",
+            )
+        wanted = request.sampling.structured_outputs
+        if use.forced and wanted:
+            raise InvalidRequest(
+                "structured_outputs: not together with a tool_choice that asks for a call",
+                param="structured_outputs",
+            )
+        thoughts = self._thoughts(request.chat_template_kwargs, prompt)
+        calls = calls if request.separate_tool_calls else None
+        return AnswerPlan(
+            structure=self._structure(request, use, prompt, thoughts),
+            calls=calls,
+            parsed=calls is not None or (request.separate_reasoning and thoughts is not None),
+        )
+
+    def _structure(
+        self,
+        request: GenerateRequest,
+        use: ToolUse,
+        prompt: str,
+        thoughts: ThinkingMachine | None,
+    ) -> dict[str, Any] | None:
+        wanted = request.sampling.structured_outputs
+        thinks = thoughts is not None and thoughts.thinks
+        if wanted and not thinks:
             return None
+        format_ = constraint_format(wanted) if wanted else self._calls_format(request, use)
+        if format_ is None:
+            return None
+        if thinks and self.reasoning_parser is not None:
+            family = REASONING_FAMILIES[self.reasoning_parser]
+            inside = family.begins_inside(prompt) is True
+            format_ = behind_thoughts(family, format_, inside=inside)
+        return structural_tag(format_)
+
+    def _calls_format(self, request: GenerateRequest, use: ToolUse) -> dict[str, Any] | None:
+        parser = form_of_calls(self.tool_call_parser, use)
+        return calls_format(parser, use, parallel=request.parallel_tool_calls) if parser else None
+
+    def open(self, request: GenerateRequest, plan: AnswerPlan, prompt: str) -> AnswerParser | None:
+        """Begin one choice; None when there is nothing to tell apart."""
+        if not plan.parsed:
+            return None
+        machine = TOOL_FAMILIES[plan.calls].make(request.tools) if plan.calls else None
+        thoughts = None
+        if request.separate_reasoning:
+            thoughts = self._thoughts(request.chat_template_kwargs, prompt)
         return _SplitAnswer(thoughts, machine)
 
-    def thinks_first(self, variables: Mapping[str, Any], prompt: str) -> bool:
-        """Whether an answer to this prompt begins with thoughts, or may."""
-        thoughts = self._thoughts(variables, prompt)
-        return thoughts is not None and thoughts.thinks
-
     def _thoughts(self, variables: Mapping[str, Any], prompt: str) -> ThinkingMachine | None:
-        family = self.thinking
-        if family is None or not family.is_on(variables):
+        if self.reasoning_parser is None:
+            return None
+        family = REASONING_FAMILIES[self.reasoning_parser]
+        if not family.is_on(variables):
             return None
         inside = family.begins_inside(prompt)
-        if inside is False:
-            return None
-        return ThinkingMachine(family, starts_inside=bool(inside))
+        return None if inside is False else ThinkingMachine(family, starts_inside=bool(inside))
 
 
 class _SplitAnswer:

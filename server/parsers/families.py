@@ -33,7 +33,11 @@ def _bare(_: Tools) -> ToolMachine:
     return BareJson("<|python_tag|>")
 
 
+JSON_FORM = "json"
+"""Calls as JSON objects alone: what every model can be made to write."""
+
 TOOL_FAMILIES: Mapping[str, ToolFamily] = {
+    JSON_FORM: ToolFamily(make=_bare),
     "hermes": ToolFamily(make=_tagged),
     "qwen3_coder": ToolFamily(make=XmlCalls),
     "qwen3_xml": ToolFamily(make=XmlCalls),

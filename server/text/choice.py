@@ -52,6 +52,11 @@ class ChoiceDecoder:
                 return ChoiceDelta(index=self._index, text=text, token_ids=token_ids)
         return self._decode(delta)
 
+    def prompt_logprobs(self, positions: Sequence[Position]) -> list[TokenText | None]:
+        """The log probabilities of the prompt's tokens; None where there are none, at its begin."""
+        count = self._sampling.prompt_logprobs or 0
+        return [self._position(it, count) if it else None for it in positions]
+
     def _decode(self, delta: TokenDelta) -> ChoiceDelta:
         token_ids = delta.token_ids
         text, used = self._read(token_ids[:-1] if self._hides_last(delta) else token_ids)
@@ -109,11 +114,12 @@ class ChoiceDecoder:
 
     def _logprobs(self, positions: Sequence[Position]) -> list[TokenText]:
         self._cumulative = sum((p[0].logprob for p in positions), self._cumulative or 0.0)
-        return [self._position(position) for position in positions]
+        count = self._sampling.logprobs or 0
+        return [self._position(position, count) for position in positions]
 
-    def _position(self, position: Position) -> TokenText:
+    def _position(self, position: Position, count: int) -> TokenText:
         own = position[0]
-        top = tuple(self._entry(entry) for entry in self._likeliest(position))
+        top = tuple(self._entry(entry) for entry in self._likeliest(position, count))
         return TokenText(
             token_id=own.token_id,
             token=self._token_text(own.token_id),
@@ -122,12 +128,11 @@ class ChoiceDecoder:
             top=top,
         )
 
-    def _likeliest(self, position: Position) -> Position:
+    def _likeliest(self, position: Position, count: int) -> Position:
         """The likeliest tokens; the sampled one is among them if its rank is, or was asked for."""
         own, others = position[0], position[1:]
         if self._sampling.logprob_token_ids is not None:
             return others
-        count = self._sampling.logprobs or 0
         missing = all(entry.token_id != own.token_id for entry in others)
         if missing and own.rank is not None and own.rank <= count:
             others = sorted([own, *others], key=lambda entry: -entry.logprob)

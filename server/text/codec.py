@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ContextLengthExceeded, InvalidRequest
+from server.parsers.answer_format import FREE_ANSWER, AnswerPlan, choose_format
+from server.parsers.local import LocalParser
+from server.parsers.parser import ChoiceParser
+from server.parsers.tools import read_tools
 from server.text.choice import ChoiceDecoder
 from server.text.detokenizer import Detokenization
 from server.text.template import load_template
@@ -26,11 +30,13 @@ _CHARACTERS_PER_TOKEN = 16
 class EncodedPrompt:
     """A prompt in tokens, int32; `text` is what they were made of, None for a prompt of ids.
 
-    An array, because the router hashes it and the wire sends it: neither copies it then.
+    An array, because the router hashes it and the wire sends it: neither copies it then. `answer`
+    says how its answer is made and read.
     """
 
     token_ids: "array[int]"
     text: str | None = None
+    answer: AnswerPlan = FREE_ANSWER
 
 
 class TextCodec:
@@ -45,6 +51,9 @@ class TextCodec:
         self.eos_ids = self.tokenizer.eos_ids | frozenset(card.eos_token_ids)
         self._detokenization = Detokenization(self.tokenizer)
         self._template = load_template(folder, self.tokenizer.special_tokens)
+        self.answer_format = choose_format(
+            card.tool_call_parser, card.reasoning_parser, self.tokenizer, self._template.source
+        )
         self._context_length = card.context_length
         self._vocab_size = card.vocab_size or self.tokenizer.vocab_size
 
@@ -62,9 +71,11 @@ class TextCodec:
         if request.prompt_token_ids is not None:
             return EncodedPrompt(array("i", self._checked(request.prompt_token_ids)))
         if request.messages is not None:
+            use = read_tools(request.tools, request.tool_choice)
             text = self._render(request)
             ids = self._encode(text, add_special_tokens=False, param="messages")
-            return EncodedPrompt(array("i", self._not_empty(ids, "messages")), text)
+            plan = self.answer_format.plan(request, use, text)
+            return EncodedPrompt(array("i", self._not_empty(ids, "messages")), text, plan)
         text = request.prompt or ""
         ids = self._encode(text, add_special_tokens=True, param="prompt")
         return EncodedPrompt(array("i", self._not_empty(ids, "prompt")), text)
@@ -86,8 +97,9 @@ class TextCodec:
     ) -> ChoiceDecoder:
         """Begin one choice of a request whose prompt has been encoded to `prompt`."""
         sampling = request.sampling
+        parsed = prompt is not None and prompt.answer.parsed
         detokenizer = self._detokenization.open(
-            skip_special_tokens=sampling.skip_special_tokens,
+            skip_special_tokens=sampling.skip_special_tokens and not parsed,
             spaces_between_special_tokens=sampling.spaces_between_special_tokens,
             prompt_ids=prompt.token_ids if prompt is not None else (),
         )
@@ -98,6 +110,13 @@ class TextCodec:
             end_ids=self.eos_ids.union(sampling.stop_token_ids),
             index=index,
         )
+
+    def parser(self, request: GenerateRequest, prompt: EncodedPrompt) -> ChoiceParser | None:
+        """Begin to parse one choice of a request; None when its text is passed on as it is."""
+        parser = self.answer_format.open(request, prompt.answer, prompt.text or "")
+        if parser is None:
+            return None
+        return LocalParser(parser, parallel=request.parallel_tool_calls)
 
     def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
         encode = self.tokenizer.encode
@@ -141,6 +160,13 @@ class TextCodec:
         if not ids:
             raise InvalidRequest("the prompt is empty", param=param)
         return ids
+
+
+def check_answer_format(folder: Path, tool_call_parser: str, reasoning_parser: str) -> None:
+    """Raise InvalidConfig when the model in a folder cannot have these parsers."""
+    tokenizer = load_tokenizer(folder)
+    template = load_template(folder, tokenizer.special_tokens)
+    choose_format(tool_call_parser, reasoning_parser, tokenizer, template.source)
 
 
 def _size(value: Any) -> int:

@@ -33,6 +33,9 @@ def _prepare(message: Any, path: str, as_parts: bool, wrap: bool) -> dict[str, A
         raise InvalidRequest(f"{path}.role must be a text", param=f"{path}.role")
     prepared = dict(message)
     prepared["content"] = _content(message, f"{path}.content", as_parts, wrap)
+    if "reasoning" in message:
+        # Templates read the older name.
+        prepared.setdefault("reasoning_content", message["reasoning"])
     if message.get("tool_calls") is not None:
         prepared["tool_calls"] = _tool_calls(message["tool_calls"], f"{path}.tool_calls")
     return prepared

@@ -35,13 +35,15 @@ _TEMPLATE_ERRORS = (
 class ChatTemplate:
     """The chat templates of one model, by name; usually only `default`. May be shared by threads.
 
-    `special_tokens` (such as `bos_token`) are variables of the template. Raises InvalidConfig when
+    `special_tokens` (such as `bos_token`) are variables of the template; `source` is the text of
+    all of them. Raises InvalidConfig when
     a template has a syntax error.
     """
 
     def __init__(
         self, sources: Mapping[str, str], special_tokens: Mapping[str, str] | None = None
     ) -> None:
+        self.source = "\n".join(sources.values())
         environment = _environment()
         self._special_tokens = dict(special_tokens or {})
         self._templates: dict[str, tuple[jinja2.Template, _Traits]] = {}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.parsers.answer_format import AnswerFormat
 from server.parsers.families import REASONING_FAMILIES, TOOL_FAMILIES
+from server.parsers.thinking import ThinkingMachine
 from tests.answer_samples import CALLS, THOUGHTS, TOOLS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(180)]
@@ -52,15 +52,14 @@ def test_calls_are_those_that_vllm_finds(vllm: Any, name: str) -> None:
     for place, (text, (content, calls)) in enumerate(
         zip(CALLS[name], vllm["calls"][name], strict=True)
     ):
-        parser = AnswerFormat(tool_call_parser=name).open(tools=TOOLS, variables={})
-        assert parser is not None
-        first, last = parser.feed(text, ()), parser.finish()
+        parser = TOOL_FAMILIES[name].make(TOOLS)
+        (first_text, first), (last_text, last) = parser.feed(text), parser.finish()
         found: list[list[str]] = []
-        for delta in first.tool_calls + last.tool_calls:
+        for delta in first + last:
             if delta.name is not None:
                 found.append([delta.name, ""])
             found[delta.index][1] += delta.arguments
-        assert first.content + last.content == OURS.get((name, place), content)
+        assert first_text + last_text == OURS.get((name, place), content)
         assert [(it, json.loads(arguments)) for it, arguments in found] == [
             (it, json.loads(arguments)) for it, arguments in calls
         ]
@@ -69,8 +68,6 @@ def test_calls_are_those_that_vllm_finds(vllm: Any, name: str) -> None:
 @pytest.mark.parametrize("name", THOUGHTS)
 def test_thoughts_are_those_that_vllm_finds(vllm: Any, name: str) -> None:
     for text, (thoughts, content) in zip(THOUGHTS[name], vllm["thoughts"][name], strict=True):
-        parser = AnswerFormat(reasoning_parser=name).open(variables={})
-        assert parser is not None
-        first, last = parser.feed(text, ()), parser.finish()
-        assert first.reasoning + last.reasoning == thoughts
-        assert first.content + last.content == content
+        machine = ThinkingMachine(REASONING_FAMILIES[name], starts_inside=False)
+        first, last = machine.feed(text), machine.finish()
+        assert (first[0] + last[0], first[1] + last[1]) == (thoughts, content)

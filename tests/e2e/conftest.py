@@ -88,7 +88,7 @@ def serving(folder: Path, *flags: str, engine: Sequence[str]) -> Iterator[Served
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One front door and one worker for all tests that need no more."""
     # 64 streams take their time on two cores, more so beside other work.
-    flags = ("--drain-timeout-s", "240")
+    flags = ("--drain-timeout-s", "240", "--tool-call-parser", "hermes")
     with serving(
         tmp_path_factory.mktemp("serve"), *flags, engine=("--max-model-len", "2048")
     ) as it:

@@ -258,7 +258,7 @@ async def test_an_unexpected_exception_is_answered_with_a_fixed_text(stream, cap
         ({"json": {"model": "toy"}}, 400, "invalid_request", "messages"),
         ({"json": {**CHAT, "max_tokens": "16"}}, 400, "invalid_request", "max_tokens"),
         ({"json": {**CHAT, "temperature": 9}}, 400, "invalid_request", "temperature"),
-        ({"json": {**CHAT, "tools": [{"type": "function"}]}}, 400, "unsupported_value", "tools"),
+        ({"json": {**CHAT, "audio": {"voice": "x"}}}, 400, "unsupported_value", "audio"),
         ({"content": b"x" * 5000}, 413, "request_too_large", None),
     ],
 )

@@ -2,18 +2,23 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
+import msgspec
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import InvalidConfig
-from server.parsers.answer_format import AnswerFormat, choose_format
+from server.parsers.answer_format import FREE_ANSWER, AnswerFormat, choose_format
 from server.parsers.families import REASONING_FAMILIES, TOOL_FAMILIES
 from server.parsers.parser import AnswerParser
+from server.parsers.tools import ToolUse, read_tools
 from server.text.tokenizer import Tokenizer
 from tests.answer_samples import CALLS, PARIS, THOUGHTS, TOOLS
+from wire.generate import GenerateRequest
+from wire.sampling import Sampling
 
 Found = tuple[str, str, list[tuple[str, str]]]
 
@@ -35,17 +40,34 @@ def parse(parser: AnswerParser | None, pieces: Iterable[str]) -> Found:
     return thoughts, content, [(name, arguments) for name, arguments in calls]
 
 
+def request(**fields: Any) -> GenerateRequest:
+    return GenerateRequest(
+        request_id="r", model="m", sampling=Sampling(), messages=[{}], tools=TOOLS,
+        separate_reasoning=True, separate_tool_calls=True, **fields,
+    )  # fmt: skip
+
+
+def opened(
+    *,
+    calls: str | None = None,
+    thoughts: str | None = None,
+    prompt: str = "",
+    variables: dict[str, Any] | None = None,
+) -> AnswerParser | None:
+    format_ = AnswerFormat(tool_call_parser=calls, reasoning_parser=thoughts)
+    asked = request(chat_template_kwargs=variables or {})
+    use = read_tools(TOOLS, None) if calls else ToolUse()
+    return format_.open(asked, format_.plan(asked, use, prompt), prompt)
+
+
 def called(name: str, *pieces: str) -> tuple[str, list[tuple[str, str]]]:
-    parser = AnswerFormat(tool_call_parser=name).open(tools=TOOLS, variables={})
-    thoughts, content, calls = parse(parser, pieces)
+    thoughts, content, calls = parse(opened(calls=name), pieces)
     assert not thoughts
     return content, calls
 
 
-def thought(name: str, *pieces: str, **context: object) -> tuple[str, str]:
-    format_ = AnswerFormat(reasoning_parser=name)
-    parser = format_.open(**{"variables": {}, **context})  # type: ignore[arg-type]
-    thoughts, content, _ = parse(parser, pieces)
+def thought(name: str, *pieces: str, prompt: str = "") -> tuple[str, str]:
+    thoughts, content, _ = parse(opened(thoughts=name, prompt=prompt), pieces)
     return thoughts, content
 
 
@@ -99,7 +121,7 @@ def test_a_text_without_calls_is_content_to_the_last_character(name: str, text: 
 
 
 def test_arguments_come_as_they_are_written() -> None:
-    parser = AnswerFormat(tool_call_parser="hermes").open(tools=TOOLS, variables={})
+    parser = opened(calls="hermes")
     assert parser is not None
     text = f"<tool_call>{PARIS}</tool_call>"
     pieces = [text[at : at + 4] for at in range(0, len(text), 4)]
@@ -160,7 +182,7 @@ def test_text_behind_a_call_is_kept_and_blanks_are_not() -> None:
 
 
 def test_mistrals_ids_are_nine_letters_and_digits() -> None:
-    parser = AnswerFormat(tool_call_parser="mistral").open(tools=TOOLS, variables={})
+    parser = opened(calls="mistral")
     assert parser is not None
     (delta,) = parser.feed("[TOOL_CALLS]f{}", ()).tool_calls
     assert delta.id is not None
@@ -169,8 +191,7 @@ def test_mistrals_ids_are_nine_letters_and_digits() -> None:
 
 
 def test_a_call_within_thoughts_ends_them() -> None:
-    both = AnswerFormat(tool_call_parser="hermes", reasoning_parser="qwen3")
-    parser = both.open(tools=TOOLS, variables={})
+    parser = opened(calls="hermes", thoughts="qwen3")
     assert parser is not None
     assert parser.reasoning
     found = parse(parser, f"I think <tool_call>{PARIS}</tool_call>")
@@ -180,8 +201,7 @@ def test_a_call_within_thoughts_ends_them() -> None:
 
 def test_the_prompt_says_whether_thoughts_go_on_or_are_over() -> None:
     assert thought("qwen3", "a</think>b", prompt="assistant\n<think>\n") == ("a", "b")
-    answer_only = AnswerFormat(reasoning_parser="qwen3")
-    assert answer_only.open(variables={}, prompt="<think>\n\n</think>\n\n") is None
+    assert opened(thoughts="qwen3", prompt="<think>\n\n</think>\n\n") is None
     assert thought("granite", "Hello") == ("", "Hello")
 
 
@@ -193,15 +213,17 @@ def test_thoughts_are_switched_by_the_templates_variables() -> None:
         ("deepseek_v3", {"thinking": True}, True),
         ("deepseek_v3", {"thinking": False, "enable_thinking": True}, True),
     ):
-        format_ = AnswerFormat(reasoning_parser=name)
-        assert format_.thinks_first(variables, "") is thinks
-        assert (format_.open(variables=variables) is not None) is thinks
+        assert (opened(thoughts=name, variables=variables) is not None) is thinks
 
 
 def test_without_tools_or_wish_there_is_nothing_to_parse() -> None:
     both = AnswerFormat(tool_call_parser="hermes", reasoning_parser="qwen3")
-    assert both.open(tools=None, reasoning=False, variables={}) is None
-    assert AnswerFormat().open(tools=TOOLS, variables={}) is None
+    plain = msgspec.structs.replace(
+        request(), separate_reasoning=False, separate_tool_calls=False, tools=None
+    )
+    assert both.plan(plain, ToolUse(), "") == FREE_ANSWER
+    assert both.open(plain, FREE_ANSWER, "") is None
+    assert opened() is None
 
 
 def tokenizer(*tokens: str) -> Tokenizer:

@@ -189,9 +189,6 @@ def test_a_wrong_chat_field_is_named(fields, param):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"tool_choice": "required"},
-        {"functions": [{"name": "f"}]},
         {"modalities": ["text", "audio"]},
         {"audio": {"voice": "x"}},
         {"chat_template": "{{ x }}"},
@@ -208,7 +205,24 @@ def test_documented_things_that_are_not_offered_are_refused_by_name(fields):
 
 
 def test_values_that_ask_for_nothing_are_taken():
-    assert chat(tools=[], tool_choice="none", modalities=["text"], use_beam_search=False) == chat()
+    assert chat(tools=[], modalities=["text"], use_beam_search=False) == chat()
+
+
+def test_functions_are_tools_by_an_older_name():
+    function = {"name": "f", "parameters": {"type": "object"}}
+    asked = chat(functions=[function], function_call={"name": "f"})
+    assert asked.tools == [{"type": "function", "function": function}]
+    assert asked.tool_choice == {"type": "function", "function": {"name": "f"}}
+    assert chat(functions=[function], function_call="auto").tool_choice == "auto"
+
+
+def test_tools_and_the_choice_among_them_are_passed_on():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asked = chat(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    assert (asked.tools, asked.tool_choice) == (tools, "required")
+    assert not asked.parallel_tool_calls
+    assert asked.separate_tool_calls
+    assert asked.separate_reasoning
 
 
 def test_an_image_part_is_refused_by_its_place():

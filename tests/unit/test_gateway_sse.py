@@ -2,14 +2,15 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.answers import Answer
+from gateway_http.answers import Answer, WholeAnswer
 from gateway_http.sse import DONE, ChunkWriter, error_event
 from runtime.errors import EngineFailed, WorkerLost
-from wire.generate import ChoiceDelta, GenerateDelta, TokenText, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, TokenText, ToolCallDelta, Usage
 
 USAGE = Usage(prompt_tokens=4, completion_tokens=2, cached_tokens=1)
 
@@ -71,6 +72,7 @@ def test_usage_is_a_last_chunk_without_choices_and_null_before():
         "completion_tokens": 2,
         "total_tokens": 6,
         "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -131,3 +133,62 @@ def test_joined_chunks_are_the_text_whatever_it_is(parts):
     data = b"".join(writer.write(0, text(part)) for part in parts)
     contents = [chunk["choices"][0]["delta"]["content"] for chunk in events(data)] if data else []
     assert "".join(contents) == "".join(parts)
+
+
+def parsed(**fields):
+    return GenerateDelta(choices=[ChoiceDelta(**fields)], prompt_tokens=4)
+
+
+def deltas(data: bytes) -> list[dict]:
+    return [chunk["choices"][0]["delta"] for chunk in events(data) if chunk["choices"]]
+
+
+def test_thoughts_and_calls_are_chunks_of_their_own_in_their_order():
+    writer = ChunkWriter(answer())
+    writer.write(0, text("a"))
+    call = ToolCallDelta(index=0, id="c1", name="f", arguments="{")
+    data = writer.write(0, parsed(reasoning="Hm", text="So", tool_calls=[call]))
+    data += writer.write(0, parsed(tool_calls=[ToolCallDelta(index=0, arguments="}")]))
+    first = {"index": 0, "id": "c1", "type": "function"}
+    assert deltas(data) == [
+        {"reasoning": "Hm", "reasoning_content": "Hm"},
+        {"content": "So"},
+        {"tool_calls": [{**first, "function": {"name": "f", "arguments": "{"}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]},
+    ]
+
+
+def test_thoughts_are_hidden_on_request():
+    writer = ChunkWriter(answer(reasoning=False))
+    writer.write(0, text("a"))
+    assert deltas(writer.write(0, parsed(reasoning="Hm", text="So"))) == [{"content": "So"}]
+
+
+def test_a_call_comes_before_the_end_of_its_choice():
+    writer = ChunkWriter(answer(include_usage=True))
+    call = ToolCallDelta(index=0, id="c1", name="f", arguments="{}")
+    chunks = events(writer.write(0, parsed(tool_calls=[call], finish_reason="tool_calls")))
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "tool_calls"]
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+def test_a_whole_answer_has_thoughts_and_calls():
+    whole = WholeAnswer(answer())
+    whole.add(0, parsed(reasoning="H", tool_calls=[ToolCallDelta(index=0, id="c1", name="f")]))
+    whole.add(0, parsed(reasoning="m", tool_calls=[ToolCallDelta(index=0, arguments="{}")]))
+    last = parsed(finish_reason="tool_calls")
+    last.usage = msgspec.structs.replace(USAGE, reasoning_tokens=2)
+    whole.add(0, last)
+    body = json.loads(whole.encode())
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "reasoning": "Hm",
+        "reasoning_content": "Hm",
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ],
+    }
+    assert body["choices"][0]["finish_reason"] == "tool_calls"
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}

@@ -143,7 +143,7 @@ def test_no_parameters_break_it(
         memory.take_inputs(None, message)
         memory.take_outputs(None, message)
     except ServingError as error:
-        if error.code is not Code.INVALID_ARGUMENT or not error.param:
+        if error.code is not Code.INVALID_ARGUMENT or error.param is None:
             raise
 
 
