@@ -26,4 +26,5 @@ answer = client.chat.completions.parse(
     max_tokens=64,
 )
 city = answer.choices[0].message.parsed
+assert city is not None, answer.choices[0].message.refusal
 print(f"{city.name}, capital: {city.is_capital}")

@@ -22,6 +22,7 @@ _ERRORS = {
     503: "No worker is ready, or the server is stopping; see Retry-After",
     504: "The deadline passed",
 }
+_DESCRIBED: dict[str, type[msgspec.Struct]] = {}
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -44,6 +45,40 @@ def describe_generation(body: type[msgspec.Struct]) -> dict[str, Any]:
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
         },
     }
+
+
+def describe_endpoint(
+    body: type[msgspec.Struct] | None,
+    answer: type[msgspec.Struct] | None,
+    *,
+    example: Any = None,
+    events: bool = False,
+) -> dict[str, Any]:
+    """FastAPI's arguments that document an endpoint with these bodies.
+
+    `example` is a request's body; with `events` the answer may be a stream of server-sent ones.
+    """
+    for kind in (body, answer):
+        if kind is not None:
+            _DESCRIBED[kind.__name__] = kind
+    reference = {"$ref": _REFERENCE.format(name=answer.__name__)} if answer else {"type": "object"}
+    content: dict[str, Any] = {"application/json": {"schema": reference}}
+    if events:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    error = {"application/json": {"schema": error_schema()}}
+    errors = {status: {"description": text, "content": error} for status, text in _ERRORS.items()}
+    found: dict[str, Any] = {
+        "response_model": None,
+        "responses": {200: {"description": "The answer", "content": content}, **errors},
+    }
+    if body is not None:
+        media: dict[str, Any] = {"schema": {"$ref": _REFERENCE.format(name=body.__name__)}}
+        if example is not None:
+            media["example"] = example
+        found["openapi_extra"] = {
+            "requestBody": {"required": True, "content": {"application/json": media}}
+        }
+    return found
 
 
 def describe_kserve(end: str) -> dict[str, Any]:
@@ -69,7 +104,14 @@ def describe(app: FastAPI) -> None:
     """Add the components to the document that FastAPI makes."""
     made = app.openapi
     _, components = msgspec.json.schema_components(
-        [ChatCompletionRequest, CompletionRequest, ErrorAnswer, InferBody, KServeErrorAnswer],
+        [
+            ChatCompletionRequest,
+            CompletionRequest,
+            ErrorAnswer,
+            InferBody,
+            KServeErrorAnswer,
+            *_DESCRIBED.values(),
+        ],
         ref_template=_REFERENCE,
     )
 

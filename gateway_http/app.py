@@ -18,6 +18,7 @@ from gateway_http.exchange import EXCHANGE, GatewayApp
 from gateway_http.kserve_rest import add_kserve
 from gateway_http.openai_routes import add_openai
 from gateway_http.routing import add_routing
+from gateway_http.tokens_api import add_tokenize
 from runtime.access import Access
 from runtime.errors import ModelNotFound, ServingError
 from runtime.request_record import record_refusal
@@ -60,6 +61,7 @@ def create_app(
     app.add_exception_handler(Exception, on_serving_error)
     add_openai(app, backend, config)
     _add_models(app, backend)
+    add_tokenize(app, backend, config)
     add_kserve(app, backend, config)
     _add_status(app, backend, metrics or generate_latest)
     if routing is not None:

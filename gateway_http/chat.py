@@ -40,6 +40,7 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         separate_reasoning=True,
         separate_tool_calls=True,
         chat_template_kwargs=_template_values(body),
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
         stream=bool(body.stream),
         priority=body.priority or 0,
         cache_salt=body.cache_salt,

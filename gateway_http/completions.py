@@ -8,7 +8,7 @@ import msgspec
 from gateway_http.openai import sampling_of, type_error
 from gateway_http.origin import Origin
 from gateway_http.schema import CompletionRequest
-from runtime.errors import InvalidRequest, UnsupportedValue
+from runtime.errors import InvalidRequest
 from wire.generate import GenerateRequest
 from wire.sampling import TokenId
 
@@ -19,10 +19,7 @@ def completion_requests(
     body: CompletionRequest, origin: Origin, *, max_prompts: int
 ) -> list[GenerateRequest]:
     """One generation per prompt, in order; at most `max_prompts`."""
-    if body.echo and body.logprobs is not None:
-        raise UnsupportedValue("logprobs: not supported together with echo yet", param="logprobs")
-    limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    sampling = sampling_of(body, {"max_tokens": limit, "logprobs": body.logprobs}, {})
+    sampling = sampling_of(body, _changed(body), {})
     prompts = _prompts(body.prompt)
     if len(prompts) > max_prompts:
         raise InvalidRequest(f"prompt: more than {max_prompts} prompts", param="prompt")
@@ -33,14 +30,48 @@ def completion_requests(
             sampling=sampling,
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=None if isinstance(prompt, str) else prompt,
+            add_special_tokens=body.add_special_tokens is not False,
+            truncate_prompt_tokens=body.truncate_prompt_tokens,
             stream=bool(body.stream),
-            echo=bool(body.echo),
+            echo=bool(body.echo) and not generates_nothing(body),
             priority=body.priority or 0,
             cache_salt=body.cache_salt,
             **origin.fields(),
         )
         for place, prompt in enumerate(prompts)
     ]
+
+
+def generates_nothing(body: CompletionRequest) -> bool:
+    """Whether only the prompt is wanted back, with `echo`: the engine makes one token for it."""
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def _changed(body: CompletionRequest) -> dict[str, Any]:
+    """What the sampling parameters need besides what the body says of them by their names."""
+    limit = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    changed: dict[str, Any] = {"max_tokens": limit, "logprobs": body.logprobs}
+    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+        changed["prompt_logprobs"] = body.logprobs
+    if generates_nothing(body):
+        if body.stream:
+            raise InvalidRequest("max_tokens: 0 is not for a stream", param="max_tokens")
+        changed["max_tokens"] = 1
+    if body.best_of is not None:
+        changed |= _best_of(body, body.best_of)
+    return changed
+
+
+def _best_of(body: CompletionRequest, best_of: int) -> dict[str, Any]:
+    count = body.n or 1
+    if best_of < count:
+        raise InvalidRequest(f"best_of: {best_of} is less than n, {count}", param="best_of")
+    if best_of == count:
+        return {}
+    if body.stream:
+        raise InvalidRequest("best_of: the best are known at the end only", param="best_of")
+    # They are ranked by it.
+    return {"n": best_of, "logprobs": body.logprobs or 0}
 
 
 def _prompts(prompt: str | list[Any]) -> Sequence[str | list[int]]:

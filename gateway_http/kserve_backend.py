@@ -26,7 +26,6 @@ from runtime.errors import (
     InternalError,
     ServingError,
     Unauthenticated,
-    Unsupported,
     WorkerLost,
 )
 from runtime.grpc_client import ClientStream, RpcChannel
@@ -36,6 +35,12 @@ from wire.generate import GenerateDelta, GenerateRequest, Tokenized
 from wire.pool import KSERVE
 from wire.text_request import OutputSelection, encode_text_request
 from wire.text_response import decode_text_response
+from wire.text_tools import (
+    decode_detokenized,
+    decode_tokenized,
+    encode_detokenize,
+    encode_tokenize,
+)
 
 log = logging.getLogger(__name__)
 
@@ -132,11 +137,13 @@ class KServeBackend:
 
     async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
         """Encode a request's prompt."""
-        raise Unsupported("tokenize: not offered by a gateway that stands alone")
+        message = encode_tokenize(request, with_strings=with_strings)
+        return decode_tokenized(await self._describe("ModelInfer", message))
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of some ids."""
-        raise Unsupported("detokenize: not offered by a gateway that stands alone")
+        message = encode_detokenize(model, token_ids)
+        return decode_detokenized(await self._describe("ModelInfer", message))
 
     async def _begin(
         self, request: GenerateRequest, message: Any

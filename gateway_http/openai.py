@@ -50,8 +50,10 @@ def decode_body(data: bytes, kind: type[_Body]) -> _Body:
         value = getattr(body, name, None)
         if value is not None and value not in harmless:
             raise UnsupportedValue(f"{name}: not supported by this server yet", param=name)
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise UnsupportedValue("best_of: only the value of n is supported", param="best_of")
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest(
+            "prompt_logprobs: not available when stream is true", param="prompt_logprobs"
+        )
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(
             "stream_options: only allowed when stream is true", param="stream_options"

@@ -1,15 +1,16 @@
 """OpenAI's chat completions and completions over any Backend."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway_http.answers import Answer, WholeAnswer
+from gateway_http.answers import Answer
 from gateway_http.api_document import describe_generation
 from gateway_http.chat import chat_request
-from gateway_http.completions import completion_requests
+from gateway_http.completions import completion_requests, generates_nothing
 from gateway_http.config import GatewayConfig
 from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.intake import read_json_body
@@ -17,6 +18,7 @@ from gateway_http.openai import decode_body
 from gateway_http.origin import origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
 from gateway_http.sse import ChunkWriter
+from gateway_http.whole_answer import WholeAnswer
 from wire.generate import Backend, GenerateRequest
 
 
@@ -24,7 +26,11 @@ def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
     """Add both endpoints."""
 
     def answer(
-        body: GenerationBody, requests: list[GenerateRequest], name: str, top: int | None
+        body: GenerationBody,
+        requests: list[GenerateRequest],
+        name: str,
+        top: int | None,
+        **more: Any,
     ) -> GenerationResponse:
         options = body.stream_options
         continuous = bool(options and options.continuous_usage_stats)
@@ -37,9 +43,10 @@ def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
             choices=requests[0].sampling.n,
             top=top,
             token_ids=bool(body.return_token_ids),
-            reasoning=getattr(body, "include_reasoning", None) is not False,
+            prompt_logprobs=body.prompt_logprobs is not None,
             include_usage=continuous or bool(options and options.include_usage),
             continuous_usage=continuous,
+            **more,
         )
         writer = (
             as_events(ChunkWriter(shared), config.retry_after_s)
@@ -53,14 +60,26 @@ def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
         data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         body = decode_body(data, ChatCompletionRequest)
         asked = chat_request(body, source)
-        return answer(body, [asked], asked.request_id, asked.sampling.logprobs)
+        reasoning = body.include_reasoning is not False
+        return answer(body, [asked], asked.request_id, asked.sampling.logprobs, reasoning=reasoning)
 
     async def completions(request: Request) -> Response:
         source = origin_of(request, "cmpl", config.request_timeout_s)
         data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         body = decode_body(data, CompletionRequest)
         asked = completion_requests(body, source, max_prompts=config.max_prompts)
-        return answer(body, asked, source.request_id, body.logprobs)
+        texts = None
+        if generates_nothing(body):
+            texts = tuple([await _prompt_text(backend, it) for it in asked])
+        return answer(
+            body,
+            asked,
+            source.request_id,
+            body.logprobs,
+            best=body.n or 1 if body.best_of is not None else None,
+            echo=bool(body.echo),
+            prompt_texts=texts,
+        )
 
     app.post(
         "/v1/chat/completions",
@@ -74,3 +93,9 @@ def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
         tags=["openai"],
         **describe_generation(CompletionRequest),
     )(completions)
+
+
+async def _prompt_text(backend: Backend, request: GenerateRequest) -> str:
+    if request.prompt is not None:
+        return request.prompt
+    return await backend.detokenize(request.model, request.prompt_token_ids or ())

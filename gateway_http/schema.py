@@ -73,10 +73,10 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     return_token_ids: bool | None = None
 
-    best_of: Any = None
-    prompt_logprobs: Any = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+
     use_beam_search: Any = None
-    truncate_prompt_tokens: Any = None
 
 
 class ChatCompletionRequest(GenerationBody, frozen=True, kw_only=True):
@@ -112,13 +112,14 @@ class CompletionRequest(GenerationBody, frozen=True, kw_only=True):
     prompt: str | list[Any]
     echo: bool | None = None
     logprobs: int | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+    add_special_tokens: bool | None = None
+
     suffix: Any = None
 
 
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
-    "truncate_prompt_tokens": (),
-    "prompt_logprobs": (),
     "modalities": ([], ["text"]),
     "audio": (),
     "web_search_options": (),

@@ -8,14 +8,13 @@ import msgspec
 
 from gateway_http.answers import (
     Answer,
-    chat_logprobs,
-    completion_logprobs,
     finish_reason,
     usage_body,
 )
 from gateway_http.errors import error_json
+from gateway_http.logprobs import chat_logprobs, completion_logprobs
 from runtime.errors import ServingError
-from wire.generate import ChoiceDelta, GenerateDelta, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, TokenText, Usage
 from wire.tool_calls import tool_calls_json
 
 DONE = b"data: [DONE]\n\n"
@@ -50,6 +49,7 @@ class ChunkWriter:
         self._is_plain = answer.top is None and not answer.token_ids and not answer.continuous_usage
         self._prefixes: dict[int, bytes] = {}
         self._offsets: dict[int, int] = {}
+        self._prompt_logprobs: list[list[TokenText]] = [[] for _ in range(answer.prompts)]
         self._prompt_tokens = [0] * answer.prompts
         self._completion_tokens = 0
         self._usage: list[Usage | None] = [None] * answer.prompts
@@ -78,6 +78,8 @@ class ChunkWriter:
             if prefix is not None and choice.finish_reason is None and not parsed:
                 return prefix + _json(choice.text) + self._plain_end if choice.text else b""
         parts: list[bytes] = []
+        if delta.prompt_logprobs is not None and self._answer.echo:
+            self._prompt_logprobs[prompt] = delta.prompt_logprobs
         if self._answer.continuous_usage:
             self._count(prompt, delta)
         for choice in delta.choices:
@@ -160,9 +162,12 @@ class ChunkWriter:
             return b"null"
         if self._answer.chat:
             return _json(chat_logprobs(choice.logprobs, top))
+        tokens = choice.logprobs
+        if index not in self._offsets:
+            tokens = [*self._prompt_logprobs[index // self._answer.choices], *tokens]
         offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + sum(len(token.token) for token in choice.logprobs)
-        return _json(completion_logprobs(choice.logprobs, top, offset))
+        self._offsets[index] = offset + sum(len(token.token) for token in tokens)
+        return _json(completion_logprobs(tokens, top, offset))
 
     def _count(self, prompt: int, delta: GenerateDelta) -> None:
         if delta.prompt_tokens:

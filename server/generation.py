@@ -1,7 +1,7 @@
 """One running request: takes token deltas from a worker, hands merged text deltas to a front."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from runtime.errors import Cancelled, EngineFailed, ServingError
@@ -53,7 +53,8 @@ class Generation:
         self.on_ready: Callable[[], None] = _nobody
         self.ended = False
         self.route: Route | None = None
-        self._prompt_logprobs: list[TokenText | None] | None = None
+        self._prompt_ids: Sequence[int] = ()
+        self._prompt_logprobs: list[TokenText] | None = None
         self._owner = owner
         self._pending: dict[int, ChoiceDelta] = {}
         self._decoders: list[ChoiceDecoder] = []
@@ -68,6 +69,8 @@ class Generation:
         """Set what is known once the prompt is encoded."""
         count = self.request.sampling.n
         self._decoders = [codec.decoder(self.request, index, prompt) for index in range(count)]
+        if self.request.sampling.prompt_logprobs is not None:
+            self._prompt_ids = prompt.token_ids
         parsers = [codec.parser(self.request, prompt) for _ in range(count)]
         self._parsers = [parser for parser in parsers if parser is not None]
         self.record.input_tokens = len(prompt.token_ids)
@@ -88,7 +91,7 @@ class Generation:
             record.engine_queued_s = delta.queued_s
         if delta.prompt_logprobs is not None:
             decoder = self._decoders[delta.index]
-            self._prompt_logprobs = decoder.prompt_logprobs(delta.prompt_logprobs)
+            self._prompt_logprobs = decoder.prompt_logprobs(delta.prompt_logprobs, self._prompt_ids)
         if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             self.fail(EngineFailed(f"the engine ended this request: {delta.finish_reason.label}"))
             return

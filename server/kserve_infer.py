@@ -18,6 +18,14 @@ from wire.generate import GenerateRequest
 from wire.kserve_terms import check_version, in_kserve_terms
 from wire.text_request import OutputSelection, decode_text_request
 from wire.text_response import encode_text_response, stream_error, stream_response
+from wire.text_tools import (
+    DETOKENIZE,
+    WITH_STRINGS,
+    decode_detokenize,
+    encode_detokenized,
+    encode_tokenized,
+    operation_of,
+)
 
 ERROR_STATUS_HEADER = "triton_grpc_error"
 """Triton's request header: end the stream with an error's real status instead of in-band."""
@@ -82,6 +90,8 @@ class InferCalls:
 
     async def infer(self, message: Any, info: CallInfo) -> Any:
         """ModelInfer: the whole answer in one response."""
+        if operation_of(message) is not None:
+            return await self._without_worker(message, info)
         asked = decode_request(message, info, streaming_rpc=False, memory=self._memory)
         ready = asyncio.Event()
         try:
@@ -98,6 +108,19 @@ class InferCalls:
             raise in_kserve_terms(error) from None
         finally:
             generation.cancel()
+
+    async def _without_worker(self, message: Any, info: CallInfo) -> Any:
+        try:
+            if operation_of(message) == DETOKENIZE:
+                ids = decode_detokenize(message)
+                text = await self._plane.detokenize(message.model_name, ids)
+                return encode_detokenized(message, text)
+            request, _ = read_request(message, info, streaming_rpc=False)
+            with_strings = operation_of(message) == WITH_STRINGS
+            found = await self._plane.tokenize(request, with_strings=with_strings)
+            return encode_tokenized(message, found)
+        except ServingError as error:
+            raise in_kserve_terms(error) from None
 
     def stream(self, call: Call) -> "InferStream":
         """ModelStreamInfer: concurrent requests, each answered by one or more responses."""

@@ -23,6 +23,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     may take it, on `data_parallel_rank` if that is set; with `explain_route` the first delta says
     where it went.
 
+    `add_special_tokens` is whether the tokenizer frames a text prompt; of a prompt longer than
+    `truncate_prompt_tokens` (-1: than the context has room for) only the end is taken.
+
     `separate_reasoning` and `separate_tool_calls` take what the model thinks, and its calls of
     `tools`, out of the answer's text, with the model's parsers; without `parallel_tool_calls` at
     most one call comes.
@@ -52,6 +55,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     pinned_worker: str | None = None
     data_parallel_rank: int | None = None
     explain_route: bool = False
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
     separate_reasoning: bool = False
     separate_tool_calls: bool = False
     parallel_tool_calls: bool = True
@@ -117,14 +122,14 @@ class GenerateDelta(msgspec.Struct, kw_only=True):
     """What is new since the last delta, at most one entry per choice. The last one has `usage`.
 
     `route` and `prompt_logprobs` stand on the first one of a request that asked for them; the
-    latter has an entry for each prompt token, None for the first.
+    latter has an entry for each prompt token, nan being the first one's log probability.
     """
 
     choices: list[ChoiceDelta]
     prompt_tokens: int = 0
     usage: Usage | None = None
     route: Route | None = None
-    prompt_logprobs: list[TokenText | None] | None = None
+    prompt_logprobs: list[TokenText] | None = None
 
     @property
     def final(self) -> bool:

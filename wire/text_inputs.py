@@ -53,7 +53,10 @@ NEEDS_LOGPROBS = frozenset({"cumulative_logprob", "cum_log_probs", "output_log_p
 
 STREAM = "stream"
 EXCLUDE = "exclude_input_in_output"
+SPECIAL_TOKENS = "add_special_tokens"
+TRUNCATE = "truncate_prompt_tokens"
 FLAGS = {
+    SPECIAL_TOKENS: SPECIAL_TOKENS,
     "stream": STREAM,
     "streaming": STREAM,
     "exclude_input_in_output": EXCLUDE,
@@ -88,6 +91,7 @@ TEXT_INPUTS: dict[str, Kind] = (
     | SAMPLING_TENSORS
     | {name: kind for name, (kind, _) in NEUTRAL.items()}
     | GUIDE_INPUTS
+    | {TRUNCATE: INT}
     | IGNORED
 )
 """Every accepted input tensor."""

@@ -46,8 +46,10 @@ from wire.text_inputs import (
     OUTPUT_FLAGS,
     OUTPUTS,
     PROMPTS,
+    SPECIAL_TOKENS,
     STREAM,
     TEXT_INPUTS,
+    TRUNCATE,
     OutputSelection,
 )
 from wire.token_contract import read_token_ids
@@ -56,6 +58,9 @@ __all__ = ["OutputSelection", "decode_text_request", "encode_text_request"]
 
 ECHO = "penstock_echo"
 """Request parameter of our own gateway: the prompt comes first even where Triton refuses it."""
+
+
+_Tokens = Annotated[int, msgspec.Meta(ge=-1)]
 
 
 class _Chat(msgspec.Struct, forbid_unknown_fields=True):
@@ -110,6 +115,8 @@ def decode_text_request(
         pinned_worker=plain_parameter(message.parameters, PINNED_WORKER) or None,
         data_parallel_rank=natural_parameter(message.parameters, RANK),
         explain_route=bool(plain_parameter(message.parameters, EXPLAIN)),
+        add_special_tokens=flags.get(SPECIAL_TOKENS, True),
+        truncate_prompt_tokens=_truncation(tensors, parameters.values),
         separate_reasoning="reasoning_output" in outputs,
         separate_tool_calls="tool_calls" in outputs,
         **prompt_fields,
@@ -131,12 +138,8 @@ def encode_text_request(request: GenerateRequest, selection: OutputSelection) ->
     def add(name: str, datatype: str, values: list[Any]) -> None:
         add_input(message, name, datatype, (*lead, len(values)), values, typed=selection.typed)
 
-    if request.messages is not None:
-        add("messages", "BYTES", [_chat_json(request)])
-    elif request.prompt_token_ids is not None:
-        add("input_ids", "INT32", list(request.prompt_token_ids))
-    else:
-        add("text_input", "BYTES", [(request.prompt or "").encode()])
+    for name, datatype, values in _prompt_inputs(request):
+        add(name, datatype, values)
     add(JSON_INPUT, "BYTES", [sampling_json(request.sampling)])
     if request.stream:
         add(STREAM, "BOOL", [True])
@@ -161,6 +164,22 @@ def encode_text_request(request: GenerateRequest, selection: OutputSelection) ->
     )
     _write_routing(message, request)
     return message
+
+
+def _prompt_inputs(request: GenerateRequest) -> list[tuple[str, str, list[Any]]]:
+    """The tensors that say what the prompt is: their names, datatypes and values."""
+    inputs: list[tuple[str, str, list[Any]]] = []
+    if request.messages is not None:
+        inputs.append(("messages", "BYTES", [_chat_json(request)]))
+    elif request.prompt_token_ids is not None:
+        inputs.append(("input_ids", "INT32", list(request.prompt_token_ids)))
+    else:
+        inputs.append(("text_input", "BYTES", [(request.prompt or "").encode()]))
+    if not request.add_special_tokens:
+        inputs.append((SPECIAL_TOKENS, "BOOL", [False]))
+    if request.truncate_prompt_tokens is not None:
+        inputs.append((TRUNCATE, "INT32", [request.truncate_prompt_tokens]))
+    return inputs
 
 
 def _write_routing(message: ModelInferRequest, request: GenerateRequest) -> None:
@@ -240,6 +259,18 @@ def _flags(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict
         if name in FLAGS:
             flags[FLAGS[name]] = _bool(name, tensor_value(tensor, BOOL))
     return flags
+
+
+def _truncation(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> int | None:
+    value = parameters.get(TRUNCATE)
+    if TRUNCATE in tensors:
+        value = tensor_value(tensors[TRUNCATE], INT)
+    if value is None:
+        return None
+    try:
+        return msgspec.convert(value, _Tokens, strict=False)
+    except msgspec.ValidationError:
+        raise InvalidRequest(f"{TRUNCATE}: expected -1 or more", param=TRUNCATE) from None
 
 
 def _bool(name: str, value: Any) -> bool:

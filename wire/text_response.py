@@ -128,7 +128,7 @@ def decode_text_response(
     try:
         choices = _read_choices(message, tensors)
         prompt_tokens = int(_first(tensors, "num_input_tokens", 0))
-        prompt_logprobs = _read_prompt_logprobs(_first(tensors, "prompt_logprobs", b"null"))
+        prompt_logprobs = _read_logprobs(_first(tensors, "prompt_logprobs", b"null"))
     except (AttributeError, IndexError, TypeError, ValueError, msgspec.DecodeError) as error:
         raise InternalError(f"malformed response: {error}") from error
     usage = read_usage(message.parameters)
@@ -151,13 +151,13 @@ def decode_text_response(
 
 
 class _Logprob(msgspec.Struct, frozen=True):
-    logprob: float
+    logprob: float | None
     rank: int | None = None
     decoded_token: str | None = None
 
 
 _Values = tuple[Sequence[int], list[Any]]
-_decode_logprobs = msgspec.json.Decoder(list[dict[int, _Logprob] | None] | None).decode
+_decode_logprobs = msgspec.json.Decoder(list[dict[int, _Logprob]] | None).decode
 
 
 def _texts(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
@@ -245,14 +245,13 @@ def _all_choices(given: Sequence[ChoiceDelta], count: int) -> Sequence[ChoiceDel
     return [by_index.get(index) or ChoiceDelta(index=index) for index in range(count)]
 
 
-def _logprobs_json(tokens: Sequence[TokenText | None] | None) -> bytes:
+def _logprobs_json(tokens: Sequence[TokenText] | None) -> bytes:
     if tokens is None:
         return b"null"
     return msgspec.json.encode(
         [
-            token
-            and {
-                it.token_id: _Logprob(finite(it.logprob), it.rank, it.token)
+            {
+                it.token_id: _Logprob(_number(it.logprob), it.rank, it.token)
                 for it in (token, *token.top)
             }
             for token in tokens
@@ -297,14 +296,14 @@ def _read_logprobs(raw: bytes) -> list[TokenText] | None:
     return None if positions is None else [_read_position(it) for it in positions if it]
 
 
-def _read_prompt_logprobs(raw: bytes) -> list[TokenText | None] | None:
-    positions = _decode_logprobs(raw)
-    return None if positions is None else [_read_position(it) if it else None for it in positions]
-
-
 def _read_position(position: dict[int, _Logprob]) -> TokenText:
     tokens = [
-        TokenText(token_id=token_id, token=it.decoded_token or "", logprob=it.logprob, rank=it.rank)
+        TokenText(
+            token_id=token_id,
+            token=it.decoded_token or "",
+            logprob=math.nan if it.logprob is None else it.logprob,
+            rank=it.rank,
+        )
         for token_id, it in position.items()
     ]
     top = sorted(tokens, key=lambda it: it.rank or math.inf)
@@ -351,6 +350,11 @@ def _first(tensors: dict[str, Tensor], name: str, default: Any) -> Any:
 
 def _at(values: Sequence[Any], index: int, default: Any) -> Any:
     return values[index] if index < len(values) else default
+
+
+def _number(logprob: float) -> float | None:
+    """What JSON has for it: null where there is none."""
+    return None if math.isnan(logprob) else finite(logprob)
 
 
 def _none_for_nan(value: float) -> float | None:

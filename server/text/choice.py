@@ -1,5 +1,6 @@
 """One choice of a running request: token deltas in, text deltas out, stop strings obeyed."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from server.text.detokenizer import Detokenizer
@@ -52,10 +53,17 @@ class ChoiceDecoder:
                 return ChoiceDelta(index=self._index, text=text, token_ids=token_ids)
         return self._decode(delta)
 
-    def prompt_logprobs(self, positions: Sequence[Position]) -> list[TokenText | None]:
-        """The log probabilities of the prompt's tokens; None where there are none, at its begin."""
+    def prompt_logprobs(
+        self, positions: Sequence[Position], token_ids: Sequence[int]
+    ) -> list[TokenText]:
+        """The log probabilities of a prompt's tokens; nan where there is none, at its begin."""
         count = self._sampling.prompt_logprobs or 0
-        return [self._position(it, count) if it else None for it in positions]
+        return [
+            self._position(position, count)
+            if position
+            else TokenText(token_id=it, token=self._token_text(it), logprob=math.nan)
+            for it, position in zip(token_ids, positions, strict=False)
+        ]
 
     def _decode(self, delta: TokenDelta) -> ChoiceDelta:
         token_ids = delta.token_ids

@@ -69,16 +69,19 @@ class TextCodec:
         Raises ContextLengthExceeded for a text so long that encoding it would be a waste.
         """
         if request.prompt_token_ids is not None:
-            return EncodedPrompt(array("i", self._checked(request.prompt_token_ids)))
+            ids = self._checked(request.prompt_token_ids)
+            return EncodedPrompt(array("i", self._end(ids, request)))
         if request.messages is not None:
             use = read_tools(request.tools, request.tool_choice)
             text = self._render(request)
             ids = self._encode(text, add_special_tokens=False, param="messages")
             plan = self.answer_format.plan(request, use, text)
-            return EncodedPrompt(array("i", self._not_empty(ids, "messages")), text, plan)
+            ids = self._end(self._not_empty(ids, "messages"), request)
+            return EncodedPrompt(array("i", ids), text, plan)
         text = request.prompt or ""
-        ids = self._encode(text, add_special_tokens=True, param="prompt")
-        return EncodedPrompt(array("i", self._not_empty(ids, "prompt")), text)
+        framed = request.add_special_tokens
+        ids = self._encode(text, add_special_tokens=framed, param="prompt")
+        return EncodedPrompt(array("i", self._end(self._not_empty(ids, "prompt"), request)), text)
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens left out."""
@@ -144,6 +147,15 @@ class TextCodec:
             continue_final_message=go_on,
             variables=variables,
         )
+
+    def _end(self, ids: list[int], request: GenerateRequest) -> list[int]:
+        """As much of a prompt's end as the request wants."""
+        most = request.truncate_prompt_tokens
+        if most is None:
+            return ids
+        if most == -1:
+            most = self._context_length - (request.sampling.max_tokens or 1)
+        return ids[-most:] if 0 < most < len(ids) else ids
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         ids = self._not_empty(list(token_ids), "prompt_token_ids")

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.answers import Answer, WholeAnswer
+from gateway_http.answers import Answer
 from gateway_http.sse import DONE, ChunkWriter, error_event
+from gateway_http.whole_answer import WholeAnswer
 from runtime.errors import EngineFailed, WorkerLost
 from wire.generate import ChoiceDelta, GenerateDelta, TokenText, ToolCallDelta, Usage
 
