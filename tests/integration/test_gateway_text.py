@@ -1,7 +1,6 @@
 """Completions with log probabilities, and tokens, with the gateway in the front door and alone."""
 
 import math
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -12,9 +11,10 @@ from tests.integration.test_gateway_stack import setup as setup
 
 
 @pytest.fixture
-async def ids(setup: Setup) -> AsyncIterator[list[int]]:
+async def ids(setup: Setup) -> list[int]:
     answer = await setup.http.post("/tokenize", json={"model": "sim", "prompt": GREEDY["prompt"]})
-    yield answer.json()["tokens"]
+    found: list[int] = answer.json()["tokens"]
+    return found
 
 
 async def test_echoed_log_probabilities_are_the_prompts_and_then_the_answers(
@@ -59,14 +59,14 @@ async def test_prompt_log_probabilities_come_in_vllms_form(setup: Setup, ids: li
     completion = await setup.client.completions.create(**GREEDY, **extra)
     entries: Any = completion.choices[0].prompt_logprobs
     assert entries[0] is None
-    assert [str(it) in entry for it, entry in zip(ids[1:], entries[1:], strict=True)]
+    assert all(str(it) in entry for it, entry in zip(ids[1:], entries[1:], strict=True))
     entry = entries[1][str(ids[1])]
     assert math.isfinite(entry["logprob"])
     assert entry["decoded_token"]
     chat = await setup.client.chat.completions.create(
         model="sim", messages=[{"role": "user", "content": "Hi"}], max_tokens=2, **extra
     )
-    assert chat.prompt_logprobs[0] is None  # type: ignore[attr-defined]
+    assert chat.prompt_logprobs[0] is None
 
 
 async def test_the_best_of_several_are_kept_in_order(setup: Setup) -> None:
@@ -102,6 +102,7 @@ async def test_tokens_are_those_of_a_generation_and_come_back_as_text(setup: Set
     back = await setup.http.post("/detokenize", json={"model": "sim", "tokens": found["tokens"]})
     assert back.json() == {"prompt": "Grüße, 世界!"}
     used = await setup.client.completions.create(**{**GREEDY, "prompt": "Grüße, 世界!"})
+    assert used.usage is not None
     assert used.usage.prompt_tokens == found["count"]
 
 
@@ -114,6 +115,7 @@ async def test_messages_are_tokenized_as_a_chat_would_render_them(setup: Setup) 
         messages=messages,  # type: ignore[arg-type]
         max_tokens=1,
     )
+    assert chat.usage is not None
     assert chat.usage.prompt_tokens == found["count"]
     bare = {**body, "add_generation_prompt": False}
     assert (await setup.http.post("/tokenize", json=bare)).json()["count"] < found["count"]
