@@ -266,9 +266,7 @@ class FrontendProcess:
         from gateway_http.http_server import HttpServer
 
         settings = GatewayConfig(
-            max_body_bytes=self._config.max_body_bytes,
-            request_timeout_s=self._config.request_timeout_s or None,
-            body_timeout_s=self._config.http_body_timeout_s,
+            request_timeout_s=self._config.request_timeout_s or None, **self._config.http_front()
         )
         self._http = HttpServer(
             create_app(

@@ -107,9 +107,7 @@ async def _run(config: GatewayProcessConfig) -> None:
             )
             resources.push_async_callback(channel.close)
             settings = GatewayConfig(
-                max_body_bytes=config.max_body_bytes,
-                request_timeout_s=config.request_timeout_s or None,
-                body_timeout_s=config.http_body_timeout_s,
+                request_timeout_s=config.request_timeout_s or None, **config.http_front()
             )
             backend = KServeBackend(channel, limits=keys, passes_keys_on=passes_keys_on)
             http = HttpServer(

@@ -13,6 +13,15 @@ from runtime.options_discovery import DiscoveryOptions
 from runtime.supervisor import RestartPolicy
 from server.config import CONTROL_MODES, NONE, FrontDoorConfig
 
+_PATHS = {
+    "chat_path": "/v1/chat/completions",
+    "completions_path": "/v1/completions",
+    "embeddings_path": "/v1/embeddings",
+    "responses_path": "/v1/responses",
+    "models_path": "/v1/models",
+    "health_path": "/health",
+    "live_path": "/live",
+}
 # What a message size is in gRPC: a signed 32-bit number.
 _MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -36,6 +45,33 @@ class HttpOptions(ProcessOptions):
         60.0, help="time for an HTTP request's body to arrive; 0 is no limit", group="Limits",
         unit="s", least=0, most=DAY_S,
     )  # fmt: skip
+    sse_keep_alive_s: float = option(
+        15.0, help="silence on a stream of server-sent events after which a comment is sent; 0 is "
+        "never", group="Listening", unit="s", least=0, most=DAY_S,
+    )  # fmt: skip
+    cors_origin: tuple[str, ...] = option(
+        (), help="origin of web pages that may ask, such as https://chat.example, or * for any; "
+        "may be repeated", group="Security",
+    )  # fmt: skip
+    unknown_fields: str = option(
+        "ignore", help="what to do with names in OpenAI bodies that are not known",
+        group="Limits", choices=("ignore", "refuse"),
+    )  # fmt: skip
+    chat_path: str | None = option(
+        None, help="further path of /v1/chat/completions", group="Listening"
+    )
+    completions_path: str | None = option(
+        None, help="further path of /v1/completions", group="Listening"
+    )
+    embeddings_path: str | None = option(
+        None, help="further path of /v1/embeddings", group="Listening"
+    )
+    responses_path: str | None = option(
+        None, help="further path of /v1/responses", group="Listening"
+    )
+    models_path: str | None = option(None, help="further path of /v1/models", group="Listening")
+    health_path: str | None = option(None, help="further path of /health", group="Listening")
+    live_path: str | None = option(None, help="further path of /live", group="Listening")
     api_keys_file: Path | None = option(
         None,
         help="YAML list of the keys that clients need (name, key or sha256, requests_per_minute, "
@@ -45,6 +81,21 @@ class HttpOptions(ProcessOptions):
     api_key: str | None = option(
         None, help="API keys that clients need, separated by commas", group="Security", secret=True
     )
+
+    def http_front(self) -> dict[str, Any]:
+        """What the gateway's own settings share with these."""
+        return {
+            "max_body_bytes": self.max_body_bytes,
+            "body_timeout_s": self.http_body_timeout_s,
+            "keep_alive_s": self.sse_keep_alive_s,
+            "cors_origins": self.cors_origin,
+            "refuse_unknown_fields": self.unknown_fields == "refuse",
+            "paths": {
+                given: path
+                for name, path in _PATHS.items()
+                if (given := getattr(self, name)) is not None
+            },
+        }
 
     @property
     def client_needs(self) -> list[str]:

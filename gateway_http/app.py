@@ -13,10 +13,12 @@ from starlette.responses import Response
 
 from gateway_http.api_document import describe
 from gateway_http.config import GatewayConfig
+from gateway_http.cross_origin import CrossOrigin
 from gateway_http.errors import error_response, http_error_response, known_error
 from gateway_http.exchange import EXCHANGE, GatewayApp
 from gateway_http.kserve_rest import add_kserve
 from gateway_http.openai_routes import add_openai
+from gateway_http.other_models import add_other_models
 from gateway_http.routing import add_routing
 from gateway_http.tokens_api import add_tokenize
 from runtime.access import Access
@@ -42,6 +44,9 @@ def create_app(
     app = GatewayApp(title="Penstock", summary="OpenAI and KServe v2 over HTTP", version="1")
     app.access = access
     app.set_common_headers(config.headers)
+    app.further_paths = config.paths
+    if config.cors_origins:
+        app.cross_origin = CrossOrigin(config.cors_origins)
 
     async def on_serving_error(request: Request, failure: Exception) -> Response:
         exchange = request.scope[EXCHANGE]
@@ -62,6 +67,7 @@ def create_app(
     add_openai(app, backend, config)
     _add_models(app, backend)
     add_tokenize(app, backend, config)
+    add_other_models(app, backend, config)
     add_kserve(app, backend, config)
     _add_status(app, backend, metrics or generate_latest)
     if routing is not None:

@@ -13,7 +13,10 @@ class GatewayConfig:
     `max_body_bytes`: largest request body. `max_prompts`: most prompts in one completions request.
     `request_timeout_s`: limit of a whole generation in seconds, None for none. `body_timeout_s`:
     time for a request's body, 0 for any. `retry_after_s`: the Retry-After of 429 and 503 answers.
-    `headers`: sent with every answer.
+    `headers`: sent with every answer. `keep_alive_s`: seconds of silence after which a stream sends
+    a comment, 0 for never. `cors_origins`: other origins that browsers may ask from.
+    `refuse_unknown_fields`: refuse names in bodies that are not known, instead of ignoring them.
+    `paths`: further paths, each with the one that it stands for.
     """
 
     max_body_bytes: int = 16 * 1024 * 1024
@@ -22,6 +25,10 @@ class GatewayConfig:
     body_timeout_s: float = 60.0
     retry_after_s: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
+    keep_alive_s: float = 15.0
+    cors_origins: tuple[str, ...] = ()
+    refuse_unknown_fields: bool = False
+    paths: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that no server can run with."""
@@ -30,6 +37,9 @@ class GatewayConfig:
                 raise InvalidConfig(f"{name} must be at least 1", param=name)
         if self.request_timeout_s is not None and self.request_timeout_s <= 0:
             raise InvalidConfig("request_timeout_s must be positive", param="request_timeout_s")
+        for path in self.paths:
+            if not path.startswith("/"):
+                raise InvalidConfig(f"paths: {path!r} does not begin with /", param="paths")
         for name, value in self.headers.items():
             if not name.isascii() or not value.isascii() or "\n" in value or "\r" in value:
                 raise InvalidConfig(f"headers: {name!r} is not a plain header", param="headers")

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway_http import metrics
+from gateway_http.cross_origin import CrossOrigin
 from gateway_http.entrance import admit
 from gateway_http.errors import error_response
 from runtime.access import Access
@@ -60,6 +61,8 @@ class GatewayApp(FastAPI):
 
     common_headers: list[tuple[bytes, bytes]]
     access: Access | None = None
+    cross_origin: CrossOrigin | None = None
+    further_paths: Mapping[str, str] = {}
 
     def set_common_headers(self, headers: Mapping[str, str]) -> None:
         """Send these with every answer."""
@@ -72,8 +75,13 @@ class GatewayApp(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        if scope["path"] in self.further_paths:
+            scope["path"] = self.further_paths[scope["path"]]
+            scope["raw_path"] = scope["path"].encode()
         exchange = Exchange(send, request_id_of(scope), self.common_headers)
         scope[EXCHANGE] = exchange
+        if self.cross_origin is not None:
+            exchange.headers += self.cross_origin.headers(scope)
 
         async def outer_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -96,6 +104,11 @@ class GatewayApp(FastAPI):
             _record(scope, exchange)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        asked = self.cross_origin.preflight(scope) if self.cross_origin is not None else None
+        if asked is not None:
+            exchange.headers = exchange.headers[:1]  # its answer has those of its own
+            await asked(scope, receive, send)
+            return
         try:
             exchange.principal = admit(scope, self.access)
         except Unauthenticated as error:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway_http.config import GatewayConfig
 from gateway_http.errors import error_headers, known_error
 from gateway_http.exchange import CLIENT_GONE, EXCHANGE, Exchange
 from gateway_http.fan_out import Generations, generations
@@ -19,6 +20,7 @@ from gateway_http.routing import route_headers
 from runtime.errors import Draining, InternalError, ServingError
 from wire.generate import Backend, GenerateDelta, GenerateRequest
 
+_COMMENT = b": keep-alive\n\n"
 log = logging.getLogger(__name__)
 
 _SSE_HEADERS = [
@@ -80,9 +82,10 @@ class Events(Protocol):
 
 
 class _Writer(Protocol):
-    """How deltas become an answer."""
+    """How deltas become an answer; with `silence_s`, `keep_alive` must run meanwhile."""
 
     complete: bool
+    silence_s: float
 
     async def write(self, prompt: int, delta: GenerateDelta) -> None:
         """Take the next delta of prompt number `prompt`."""
@@ -90,6 +93,10 @@ class _Writer(Protocol):
 
     async def fail(self, error: ServingError) -> None:
         """End the answer with an error."""
+        ...
+
+    async def keep_alive(self) -> None:
+        """Say something whenever nothing was for `silence_s` seconds; until cancelled."""
         ...
 
 
@@ -116,8 +123,12 @@ class GenerationResponse(Response):
             async with asyncio.TaskGroup() as group:
                 watcher = group.create_task(_raise_when_gone(receive, writer))
                 source = generations(self._backend, self._requests, group)
+                if writer.silence_s:
+                    beating = group.create_task(writer.keep_alive())
                 await self._relay(source, writer, watcher, exchange)
                 watcher.cancel()
+                if writer.silence_s:
+                    beating.cancel()
         except* _ClientGone:
             exchange.status = CLIENT_GONE
 
@@ -152,6 +163,8 @@ async def _raise_when_gone(receive: Receive, writer: _Writer) -> None:
 class _BodyWriter:
     """One JSON body at the end."""
 
+    silence_s = 0.0
+
     def __init__(self, body: Body, exchange: Exchange, retry_after_s: int) -> None:
         self.complete = False
         self._whole = body
@@ -170,23 +183,32 @@ class _BodyWriter:
             headers = error_headers(error, self._retry_after_s)
             await self._send(error.http_status, self._whole.error_body(error), headers)
 
+    async def keep_alive(self) -> None:
+        """Nothing can be said before the answer."""
+
     async def _send(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.complete = True
         await send_whole(self._exchange, status, body, headers)
 
 
 class _StreamWriter:
-    """Server-sent events, starting with the first delta."""
+    """Server-sent events, starting with the first delta or after a silence.
 
-    def __init__(self, events: Events, exchange: Exchange, retry_after_s: int) -> None:
+    What fails before is a plain error answer, later it is an event.
+    """
+
+    def __init__(self, events: Events, exchange: Exchange, config: GatewayConfig) -> None:
         self.complete = False
         self._chunks = events
         self._exchange = exchange
         self._send = exchange.send
-        self._retry_after_s = retry_after_s
+        self._retry_after_s = config.retry_after_s
+        self.silence_s = config.keep_alive_s
+        self._written = 0
 
     async def write(self, prompt: int, delta: GenerateDelta) -> None:
         data = self._chunks.write(prompt, delta)
+        self._written += 1
         if not self._exchange.status:
             _tell_route(self._exchange, delta)
             await self._start()
@@ -209,20 +231,31 @@ class _StreamWriter:
             body = self._chunks.error_body(error)
             await send_whole(self._exchange, error.http_status, body, headers)
 
+    async def keep_alive(self) -> None:
+        """Send comments, which clients skip and proxies count."""
+        while not self.complete:
+            seen = self._written
+            await asyncio.sleep(self.silence_s)
+            if self._written != seen or self.complete:
+                continue
+            if not self._exchange.status:
+                await self._start()
+            await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+
     async def _start(self) -> None:
         self._exchange.status = 200
         headers = _SSE_HEADERS + self._exchange.headers
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
-def as_body(body: Body, retry_after_s: int) -> _MakeWriter:
+def as_body(body: Body, config: GatewayConfig) -> _MakeWriter:
     """Answer with one body at the end."""
-    return lambda exchange: _BodyWriter(body, exchange, retry_after_s)
+    return lambda exchange: _BodyWriter(body, exchange, config.retry_after_s)
 
 
-def as_events(events: Events, retry_after_s: int) -> _MakeWriter:
+def as_events(events: Events, config: GatewayConfig) -> _MakeWriter:
     """Answer with server-sent events, starting with the first delta."""
-    return lambda exchange: _StreamWriter(events, exchange, retry_after_s)
+    return lambda exchange: _StreamWriter(events, exchange, config)
 
 
 def _tell_route(exchange: Exchange, delta: GenerateDelta) -> None:

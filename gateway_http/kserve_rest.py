@@ -135,7 +135,7 @@ def _add_inference(app: FastAPI, backend: Backend, config: GatewayConfig) -> Non
 
         body, it = await _off_loop(decode, len(data) + len(behind))
         answer = InferAnswer(it.shown, it.selection, body.wants_binary)
-        return GenerationResponse(backend, [it.run], as_body(answer, config.retry_after_s))
+        return GenerationResponse(backend, [it.run], as_body(answer, config))
 
     async def generation(request: Request, name: str, asked: str, *, stream: bool) -> _Decoded:
         source = origin_of(request, "generate", config.request_timeout_s)
@@ -151,12 +151,12 @@ def _add_inference(app: FastAPI, backend: Backend, config: GatewayConfig) -> Non
     async def generate(request: Request, name: str, asked: str = "") -> Response:
         it = await generation(request, name, asked, stream=False)
         answer = GenerateAnswer(it.shown, it.selection)
-        return GenerationResponse(backend, [it.run], as_body(answer, config.retry_after_s))
+        return GenerationResponse(backend, [it.run], as_body(answer, config))
 
     async def generate_stream(request: Request, name: str, asked: str = "") -> Response:
         it = await generation(request, name, asked, stream=True)
         events = GenerateEvents(it.shown, it.selection)
-        return GenerationResponse(backend, [it.run], as_events(events, config.retry_after_s))
+        return GenerationResponse(backend, [it.run], as_events(events, config))
 
     for end, handler, summary in (
         ("/infer", infer, "Answer tensors with tensors"),

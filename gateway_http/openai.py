@@ -45,7 +45,11 @@ def decode_json(data: bytes, kind: type[_Json]) -> _Json:
 
 def decode_body(data: bytes, kind: type[_Body]) -> _Body:
     """Parse and check the body of a generation. Raises InvalidRequest, or UnsupportedValue."""
-    body = decode_json(data, kind)
+    return checked_body(decode_json(data, kind))
+
+
+def checked_body(body: _Body) -> _Body:
+    """The body of a generation, if it asks for nothing that is not offered; else it raises that."""
     for name, harmless in HARMLESS.items():
         value = getattr(body, name, None)
         if value is not None and value not in harmless:

@@ -9,12 +9,12 @@ from starlette.responses import Response
 
 from gateway_http.answers import Answer
 from gateway_http.api_document import describe_generation
+from gateway_http.bodies import read_body
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests, generates_nothing
 from gateway_http.config import GatewayConfig
 from gateway_http.generation import GenerationResponse, as_body, as_events
-from gateway_http.intake import read_json_body
-from gateway_http.openai import decode_body
+from gateway_http.openai import checked_body
 from gateway_http.origin import origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
 from gateway_http.sse import ChunkWriter
@@ -49,24 +49,22 @@ def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
             **more,
         )
         writer = (
-            as_events(ChunkWriter(shared), config.retry_after_s)
+            as_events(ChunkWriter(shared), config)
             if body.stream
-            else as_body(WholeAnswer(shared), config.retry_after_s)
+            else as_body(WholeAnswer(shared), config)
         )
         return GenerationResponse(backend, requests, writer)
 
     async def chat_completions(request: Request) -> Response:
         source = origin_of(request, "chatcmpl", config.request_timeout_s)
-        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-        body = decode_body(data, ChatCompletionRequest)
+        body = checked_body(await read_body(request, config, ChatCompletionRequest))
         asked = chat_request(body, source)
         reasoning = body.include_reasoning is not False
         return answer(body, [asked], asked.request_id, asked.sampling.logprobs, reasoning=reasoning)
 
     async def completions(request: Request) -> Response:
         source = origin_of(request, "cmpl", config.request_timeout_s)
-        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-        body = decode_body(data, CompletionRequest)
+        body = checked_body(await read_body(request, config, CompletionRequest))
         asked = completion_requests(body, source, max_prompts=config.max_prompts)
         texts = None
         if generates_nothing(body):

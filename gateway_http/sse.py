@@ -1,7 +1,7 @@
 """Server-sent events of a streamed answer, as bytes from templates; pure.
 
 Wire rules: OpenAI's chat.completion.chunk and text_completion stream objects; each event is
-`data: JSON` and an empty line, the last one is `data: [DONE]`.
+`data: JSON` and an empty line, the last one is `data: [DONE]`, also behind an error.
 """
 
 import msgspec
@@ -23,8 +23,8 @@ _json = msgspec.json.Encoder().encode
 
 
 def error_event(error: ServingError) -> bytes:
-    """The event that ends a broken stream; no [DONE] follows it."""
-    return b"data: " + error_json(error) + b"\n\n"
+    """The end of a broken stream: the error, and [DONE] for clients that wait for it."""
+    return b"data: " + error_json(error) + b"\n\n" + DONE
 
 
 class ChunkWriter:

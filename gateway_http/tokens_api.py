@@ -9,9 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_endpoint
+from gateway_http.bodies import read_body
 from gateway_http.config import GatewayConfig
-from gateway_http.intake import read_json_body
-from gateway_http.openai import decode_json
 from gateway_http.origin import origin_of
 from runtime.errors import InvalidRequest
 from wire.generate import Backend, GenerateRequest
@@ -83,8 +82,7 @@ def add_tokenize(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
 
     async def tokenize(request: Request) -> Response:
         origin = origin_of(request, "tok", config.request_timeout_s, dry_run=True)
-        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-        body = decode_json(data, TokenizeRequest)
+        body = await read_body(request, config, TokenizeRequest)
         found = await backend.tokenize(
             tokenize_request(body, origin.request_id), with_strings=bool(body.return_token_strs)
         )
@@ -98,8 +96,7 @@ def add_tokenize(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
         )
 
     async def detokenize(request: Request) -> Response:
-        data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-        body = decode_json(data, DetokenizeRequest)
+        body = await read_body(request, config, DetokenizeRequest)
         text = await backend.detokenize(body.model, body.tokens) if body.tokens else ""
         return _json(DetokenizeAnswer(prompt=text))
 

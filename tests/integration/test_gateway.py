@@ -213,7 +213,7 @@ async def test_an_error_before_the_first_token_has_its_own_status(error, status,
     assert ("retry-after" in refused.value.response.headers) == (status in (429, 503))
 
 
-async def test_an_error_after_the_first_token_is_an_event_without_a_normal_end():
+async def test_an_error_after_the_first_token_is_an_event_before_the_end():
     async with serving(ScriptedBackend("Par", WorkerLost("worker lost"))) as http:
         answer = await http.post("/v1/chat/completions", json={**CHAT, "stream": True})
         async with openai_for(http) as client:
@@ -221,7 +221,7 @@ async def test_an_error_after_the_first_token_is_an_event_without_a_normal_end()
             with pytest.raises(openai.APIError, match="worker lost"):
                 _ = [chunk async for chunk in stream]
     assert answer.status_code == 200
-    assert "[DONE]" not in answer.text
+    assert answer.text.endswith("}}\n\ndata: [DONE]\n\n")
     last = json.loads(answer.text.rstrip().rpartition("\n\n")[2].removeprefix("data: "))
     assert last["error"]["code"] == "worker_lost"
 

@@ -116,10 +116,10 @@ def test_a_choice_that_was_given_up_is_no_normal_end():
         writer.write(0, final("abort"))
 
 
-def test_an_error_event_is_openai_shaped_and_ends_nothing():
+def test_an_error_event_is_openai_shaped_and_ends_the_stream():
     data = error_event(WorkerLost("lost\n"))
     assert data.startswith(b'data: {"error":{')
-    assert data.count(b"\n") == 2
+    assert data.endswith(b"}}\n\n" + DONE)
     assert json.loads(data[6:])["error"] == {
         "message": "lost\n",
         "type": "server_error",
