@@ -120,7 +120,7 @@ def test_an_error_event_is_openai_shaped_and_ends_the_stream():
     data = error_event(WorkerLost("lost\n"))
     assert data.startswith(b'data: {"error":{')
     assert data.endswith(b"}}\n\n" + DONE)
-    assert json.loads(data[6:])["error"] == {
+    assert json.loads(data[6:].removesuffix(DONE))["error"] == {
         "message": "lost\n",
         "type": "server_error",
         "param": None,
