@@ -57,6 +57,17 @@ class HttpOptions(ProcessOptions):
         "ignore", help="what to do with names in OpenAI bodies that are not known",
         group="Limits", choices=("ignore", "refuse"),
     )  # fmt: skip
+    response_store_items: int = option(
+        10_000, help="most responses (/v1/responses) that are stored, in this process; 0 is none",
+        group="Limits", least=0,
+    )  # fmt: skip
+    response_store_bytes: int = option(
+        256 * 1024 * 1024, help="most memory for them", group="Limits", unit="bytes", least=0
+    )
+    response_store_ttl_s: float = option(
+        3600.0, help="time that they are stored for", group="Limits", unit="s", above=0,
+        most=30 * DAY_S,
+    )  # fmt: skip
     chat_path: str | None = option(
         None, help="further path of /v1/chat/completions", group="Listening"
     )
@@ -89,6 +100,9 @@ class HttpOptions(ProcessOptions):
             "body_timeout_s": self.http_body_timeout_s,
             "keep_alive_s": self.sse_keep_alive_s,
             "cors_origins": self.cors_origin,
+            "response_store_items": self.response_store_items,
+            "response_store_bytes": self.response_store_bytes,
+            "response_store_ttl_s": self.response_store_ttl_s,
             "refuse_unknown_fields": self.unknown_fields == "refuse",
             "paths": {
                 given: path

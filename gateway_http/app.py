@@ -19,6 +19,7 @@ from gateway_http.exchange import EXCHANGE, GatewayApp
 from gateway_http.kserve_rest import add_kserve
 from gateway_http.openai_routes import add_openai
 from gateway_http.other_models import add_other_models
+from gateway_http.responses.routes import add_responses
 from gateway_http.routing import add_routing
 from gateway_http.tokens_api import add_tokenize
 from runtime.access import Access
@@ -66,6 +67,7 @@ def create_app(
     app.add_exception_handler(Exception, on_serving_error)
     add_openai(app, backend, config)
     _add_models(app, backend)
+    add_responses(app, backend, config)
     add_tokenize(app, backend, config)
     add_other_models(app, backend, config)
     add_kserve(app, backend, config)

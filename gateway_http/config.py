@@ -16,7 +16,9 @@ class GatewayConfig:
     `headers`: sent with every answer. `keep_alive_s`: seconds of silence after which a stream sends
     a comment, 0 for never. `cors_origins`: other origins that browsers may ask from.
     `refuse_unknown_fields`: refuse names in bodies that are not known, instead of ignoring them.
-    `paths`: further paths, each with the one that it stands for.
+    At most `response_store_items` responses of together `response_store_bytes` are stored, for
+    `response_store_ttl_s` seconds; 0 stores none. `paths`: further paths, each with the one that it
+    stands for.
     """
 
     max_body_bytes: int = 16 * 1024 * 1024
@@ -28,6 +30,9 @@ class GatewayConfig:
     keep_alive_s: float = 15.0
     cors_origins: tuple[str, ...] = ()
     refuse_unknown_fields: bool = False
+    response_store_items: int = 10_000
+    response_store_bytes: int = 256 * 1024 * 1024
+    response_store_ttl_s: float = 3600.0
     paths: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -104,6 +104,15 @@ class ModelNotFound(ServingError):
     reason = "model_not_found"
 
 
+class ResponseNotFound(ServingError):
+    """No such response is stored here, or it is another API key's."""
+
+    code = Code.NOT_FOUND
+    http_status = 404
+    openai_type = "invalid_request_error"
+    reason = "response_not_found"
+
+
 class ModelAlreadyExists(ServingError):
     """Another model has this name or alias."""
 

@@ -1,0 +1,140 @@
+"""The paths of the Responses API."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway_http.api_document import describe_endpoint
+from gateway_http.bodies import read_body
+from gateway_http.config import GatewayConfig
+from gateway_http.exchange import EXCHANGE
+from gateway_http.generation import GenerationResponse, as_body, as_events
+from gateway_http.origin import origin_of
+from gateway_http.responses.answers import ResponseWriter
+from gateway_http.responses.bodies import (
+    Conversation,
+    InputTokens,
+    ResponseAnswer,
+    ResponseRequest,
+)
+from gateway_http.responses.items import input_items
+from gateway_http.responses.requests import prompt_request, response_request, wants_logprobs
+from gateway_http.responses.store import ResponseStore, Stored
+from runtime.errors import InvalidRequest
+from runtime.ids import new_id
+from wire.generate import Backend
+
+_PATH = "/v1/responses"
+_EXAMPLE = {"model": "smollm2", "input": "What is the capital of France?"}
+_Items = list[dict[str, Any]]
+
+
+def add_responses(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+    """Add the endpoints."""
+    store = ResponseStore(config)
+    _add_create(app, backend, config, store)
+    _add_stored(app, store)
+
+
+def _add_create(
+    app: FastAPI, backend: Backend, config: GatewayConfig, store: ResponseStore
+) -> None:
+    def conversation(body: Conversation, principal: str | None) -> tuple[_Items, _Items]:
+        """The items before this request's, and its own."""
+        own = input_items(body.input)
+        if body.previous_response_id is None:
+            return [], own
+        name = "previous_response_id"
+        before = store.get(body.previous_response_id, principal, param=name)
+        return msgspec.json.decode(before.items), own
+
+    async def create(request: Request) -> Response:
+        origin = origin_of(request, "resp", config.request_timeout_s)
+        body = await read_body(request, config, ResponseRequest)
+        before, own = conversation(body, origin.principal)
+        asked = response_request(body, [*before, *own], origin)
+
+        def keep(response: dict[str, Any]) -> None:
+            if body.store is not False:
+                stored = Stored(
+                    principal=origin.principal,
+                    response=msgspec.json.encode(response),
+                    input=msgspec.json.encode([_named(item) for item in own]),
+                    items=msgspec.json.encode([*before, *own, *response["output"]]),
+                )
+                store.put(asked.request_id, stored)
+
+        top = asked.sampling.logprobs if wants_logprobs(body) else None
+        created = int(datetime.now(UTC).timestamp())
+        writer = ResponseWriter(body, asked.request_id, created, keep, top=top)
+        form = as_events(writer, config) if body.stream else as_body(writer, config)
+        return GenerationResponse(backend, [asked], form)
+
+    async def count(request: Request) -> Response:
+        origin = origin_of(request, "resp", config.request_timeout_s, dry_run=True)
+        body = await read_body(request, config, Conversation)
+        before, own = conversation(body, origin.principal)
+        found = await backend.tokenize(prompt_request(body, [*before, *own], origin))
+        return _json(InputTokens(input_tokens=len(found.token_ids)))
+
+    described = describe_endpoint(ResponseRequest, ResponseAnswer, example=_EXAMPLE, events=True)
+    app.post(_PATH, summary="Answer a conversation", tags=["openai"], **described)(create)
+    app.post(
+        f"{_PATH}/input_tokens",
+        summary="The tokens of a response's input",
+        tags=["openai"],
+        **describe_endpoint(Conversation, InputTokens, example=_EXAMPLE),
+    )(count)
+
+
+def _add_stored(app: FastAPI, store: ResponseStore) -> None:
+    async def retrieve(request: Request, response_id: str) -> Response:
+        stored = store.get(response_id, _principal(request))
+        return Response(stored.response, media_type="application/json")
+
+    async def delete(request: Request, response_id: str) -> Response:
+        store.delete(response_id, _principal(request))
+        return _json({"id": response_id, "object": "response", "deleted": True})
+
+    async def items(request: Request, response_id: str) -> Response:
+        stored = store.get(response_id, _principal(request))
+        found = msgspec.json.decode(stored.input)
+        ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]}
+        return _json({"object": "list", "data": found, "has_more": False, **ends})
+
+    async def cancel(request: Request, response_id: str) -> Response:
+        store.get(response_id, _principal(request))
+        raise InvalidRequest(
+            "response_id: only a response in the background can be cancelled", param="response_id"
+        )
+
+    path = _PATH + "/{response_id}"
+    answer, nothing = describe_endpoint(None, ResponseAnswer), describe_endpoint(None, None)
+    tags: dict[str, Any] = {"tags": ["openai"]}
+    app.get(path, summary="A stored response", **tags, **answer)(retrieve)
+    app.delete(path, summary="Forget a response", **tags, **nothing)(delete)
+    app.get(f"{path}/input_items", summary="What it answered", **tags, **nothing)(items)
+    app.post(f"{path}/cancel", summary="Never possible here", **tags, **nothing)(cancel)
+
+
+def _named(item: dict[str, Any]) -> dict[str, Any]:
+    """An input item as it is listed: with an id, and its text as parts."""
+    content = item.get("content")
+    if isinstance(content, str):
+        kind = "output_text" if item.get("role") == "assistant" else "input_text"
+        content = [{"type": kind, "text": content}]
+    more = {} if content is None else {"content": content}
+    return {"type": "message", "id": new_id("msg"), "status": "completed", **item, **more}
+
+
+def _principal(request: Request) -> str | None:
+    principal: str | None = request.scope[EXCHANGE].principal
+    return principal
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
