@@ -53,20 +53,22 @@ def describe_endpoint(
     *,
     example: Any = None,
     events: bool = False,
+    error: type[msgspec.Struct] = ErrorAnswer,
 ) -> dict[str, Any]:
     """FastAPI's arguments that document an endpoint with these bodies.
 
-    `example` is a request's body; with `events` the answer may be a stream of server-sent ones.
+    `example` is a request's body; with `events` the answer may be a stream of server-sent ones;
+    `error` is the form of its errors.
     """
-    for kind in (body, answer):
+    for kind in (body, answer, error):
         if kind is not None:
             _DESCRIBED[kind.__name__] = kind
     reference = {"$ref": _REFERENCE.format(name=answer.__name__)} if answer else {"type": "object"}
     content: dict[str, Any] = {"application/json": {"schema": reference}}
     if events:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    error = {"application/json": {"schema": error_schema()}}
-    errors = {status: {"description": text, "content": error} for status, text in _ERRORS.items()}
+    shown = {"application/json": {"schema": {"$ref": _REFERENCE.format(name=error.__name__)}}}
+    errors = {status: {"description": text, "content": shown} for status, text in _ERRORS.items()}
     found: dict[str, Any] = {
         "response_model": None,
         "responses": {200: {"description": "The answer", "content": content}, **errors},

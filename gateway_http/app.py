@@ -17,6 +17,7 @@ from gateway_http.cross_origin import CrossOrigin
 from gateway_http.errors import error_response, http_error_response, known_error
 from gateway_http.exchange import EXCHANGE, GatewayApp
 from gateway_http.kserve_rest import add_kserve
+from gateway_http.messages.routes import add_messages
 from gateway_http.openai_routes import add_openai
 from gateway_http.other_models import add_other_models
 from gateway_http.responses.routes import add_responses
@@ -68,6 +69,7 @@ def create_app(
     add_openai(app, backend, config)
     _add_models(app, backend)
     add_responses(app, backend, config)
+    add_messages(app, backend, config)
     add_tokenize(app, backend, config)
     add_other_models(app, backend, config)
     add_kserve(app, backend, config)

@@ -44,6 +44,49 @@ class KServeErrorAnswer(msgspec.Struct, frozen=True):
     error: str
 
 
+MESSAGES_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class AnthropicErrorBody(msgspec.Struct, frozen=True):
+    """What went wrong, in Anthropic's words."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorAnswer(msgspec.Struct, frozen=True):
+    """The body of every error answer below /v1/messages."""
+
+    error: AnthropicErrorBody
+    type: str = "error"
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether a path belongs to Anthropic's API, so that its errors have that form."""
+    return path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
+
+
+def anthropic_error_json(error: ServingError) -> bytes:
+    """The JSON body {"type": "error", "error": {type, message}}."""
+    return _anthropic_json(error.http_status, error.message)
+
+
+def _anthropic_json(status: int, message: str) -> bytes:
+    other = "invalid_request_error" if status < 500 else "api_error"
+    kind = _ANTHROPIC_TYPES.get(status, other)
+    return msgspec.json.encode(AnthropicErrorAnswer(AnthropicErrorBody(kind, message)))
+
+
 def speaks_kserve(path: str) -> bool:
     """Whether a path belongs to KServe's protocol, so that its errors have that form."""
     return path == "/v2" or path.startswith("/v2/")
@@ -84,7 +127,11 @@ def error_headers(error: ServingError, retry_after_s: int) -> list[tuple[bytes, 
 
 def error_response(error: ServingError, retry_after_s: int, path: str) -> Response:
     """The whole answer for an error outside a generation, in the form that `path` asks for."""
-    encode = kserve_error_json if speaks_kserve(path) else error_json
+    encode = error_json
+    if speaks_kserve(path):
+        encode = kserve_error_json
+    elif speaks_anthropic(path):
+        encode = anthropic_error_json
     response = Response(encode(error), status_code=error.http_status)
     response.raw_headers.extend(error_headers(error, retry_after_s))
     return response
@@ -95,10 +142,13 @@ def http_error_response(request: Request, failure: Exception) -> Response:
     assert isinstance(failure, HTTPException)
     code = _CODES.get(failure.status_code, "invalid_request")
     text = f"{failure.detail}: {request.method} {request.url.path}"
-    body = ErrorBody(text, "invalid_request_error", None, code)
-    kserve = speaks_kserve(request.url.path)
+    content = msgspec.json.encode(ErrorAnswer(ErrorBody(text, "invalid_request_error", None, code)))
+    if speaks_kserve(request.url.path):
+        content = msgspec.json.encode(KServeErrorAnswer(text))
+    elif speaks_anthropic(request.url.path):
+        content = _anthropic_json(failure.status_code, text)
     return Response(
-        msgspec.json.encode(KServeErrorAnswer(text) if kserve else ErrorAnswer(body)),
+        content,
         status_code=failure.status_code,
         headers=dict(failure.headers or {}),
         media_type="application/json",

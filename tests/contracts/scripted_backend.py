@@ -23,11 +23,12 @@ Step = str | ChoiceDelta | Exception | asyncio.Event
 class ScriptedBackend:
     """Each step is a text or a delta to send, an error to raise, or an event to wait for.
 
-    The answer's reason to finish is `finish`. A prompt's tokens are its characters, or as many
-    as its messages have.
+    The answer's reason to finish is `finish`, unless a step `ends` it. A prompt's tokens are its
+    characters, or as many as its messages have.
     """
 
     finish = "stop"
+    ends = True
 
     def __init__(self, *steps: Step, card: ModelCard = CARD, ready: bool = True) -> None:
         self.steps: Sequence[Step] = steps or ("Par", "is", " é\n")
@@ -94,7 +95,11 @@ class ScriptedBackend:
                 prompt_tokens=5,
             )
         yield GenerateDelta(
-            choices=[ChoiceDelta(index=index, finish_reason=self.finish) for index in choices],
+            choices=[
+                ChoiceDelta(index=index, finish_reason=self.finish)
+                for index in choices
+                if self.ends
+            ],
             usage=Usage(prompt_tokens=5, completion_tokens=count * len(choices), cached_tokens=2),
         )
 

@@ -16,7 +16,7 @@ from tests.integration.gateway_client import openai_for, serving, wait_for
 from tests.integration.openai_validation import events_of, valid
 from wire.generate import ChoiceDelta, ToolCallDelta
 
-TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
+TOOL: Any = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 ASK: dict[str, Any] = {"model": "toy", "input": "Hi"}
 
 
@@ -114,7 +114,7 @@ async def test_a_conversation_goes_on_from_a_stored_response() -> None:
     backend = agent()
     async with serving(backend) as http, openai_for(http) as client:
         first = await client.responses.create(**ASK, instructions="Be brief", tools=[TOOL])
-        outputs = [
+        outputs: Any = [
             {"type": "function_call_output", "call_id": it, "output": "42"} for it in ("c0", "c1")
         ]
         await client.responses.create(
