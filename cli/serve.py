@@ -72,6 +72,7 @@ class ServeConfig(FrontOptions):
     sim_kv_blocks: int = like(WorkerConfig, "sim_kv_blocks")
     sim_max_num_seqs: int = like(WorkerConfig, "sim_max_num_seqs")
     sim_max_num_batched_tokens: int = like(WorkerConfig, "sim_max_num_batched_tokens")
+    sim_task: str = like(WorkerConfig, "sim_task")
     sim_die_after_steps: int = like(WorkerConfig, "sim_die_after_steps")
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from gateway_http.api_document import describe
 from gateway_http.config import GatewayConfig
 from gateway_http.cross_origin import CrossOrigin
+from gateway_http.embeddings import add_embeddings
 from gateway_http.errors import error_response, http_error_response, known_error
 from gateway_http.exchange import EXCHANGE, GatewayApp
 from gateway_http.kserve_rest import add_kserve
@@ -70,6 +71,7 @@ def create_app(
     _add_models(app, backend)
     add_responses(app, backend, config)
     add_messages(app, backend, config)
+    add_embeddings(app, backend, config)
     add_tokenize(app, backend, config)
     add_other_models(app, backend, config)
     add_kserve(app, backend, config)

@@ -20,7 +20,7 @@ def completion_requests(
 ) -> list[GenerateRequest]:
     """One generation per prompt, in order; at most `max_prompts`."""
     sampling = sampling_of(body, _changed(body), {})
-    prompts = _prompts(body.prompt)
+    prompts = read_prompts(body.prompt, "prompt")
     if len(prompts) > max_prompts:
         raise InvalidRequest(f"prompt: more than {max_prompts} prompts", param="prompt")
     return [
@@ -74,11 +74,12 @@ def _best_of(body: CompletionRequest, best_of: int) -> dict[str, Any]:
     return {"n": best_of, "logprobs": body.logprobs or 0}
 
 
-def _prompts(prompt: str | list[Any]) -> Sequence[str | list[int]]:
+def read_prompts(prompt: str | list[Any], param: str) -> Sequence[str | list[int]]:
+    """The texts or token ids in a field `param`. Raises InvalidRequest."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise InvalidRequest("prompt: empty list", param="prompt")
+        raise InvalidRequest(f"{param}: empty list", param=param)
     try:
         if isinstance(prompt[0], str):
             return msgspec.convert(prompt, list[str])
@@ -89,8 +90,8 @@ def _prompts(prompt: str | list[Any]) -> Sequence[str | list[int]]:
     except msgspec.ValidationError as error:
         what = type_error(str(error)).message
         raise InvalidRequest(
-            f"prompt: expected text, token ids, or a list of either ({what})", param="prompt"
+            f"{param}: expected text, token ids, or a list of either ({what})", param=param
         ) from None
     if not all(lists):
-        raise InvalidRequest("prompt: a prompt needs at least one token", param="prompt")
+        raise InvalidRequest(f"{param}: a prompt needs at least one token", param=param)
     return lists

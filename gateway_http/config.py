@@ -10,7 +10,8 @@ from runtime.errors import InvalidConfig
 class GatewayConfig:
     """Limits and defaults of the HTTP front. Raises InvalidConfig naming the field.
 
-    `max_body_bytes`: largest request body. `max_prompts`: most prompts in one completions request.
+    `max_body_bytes`: largest request body. `max_prompts`: most prompts in one completions request,
+    `max_embedding_inputs` in one of embeddings.
     `request_timeout_s`: limit of a whole generation in seconds, None for none. `body_timeout_s`:
     time for a request's body, 0 for any. `retry_after_s`: the Retry-After of 429 and 503 answers.
     `headers`: sent with every answer. `keep_alive_s`: seconds of silence after which a stream sends
@@ -23,6 +24,7 @@ class GatewayConfig:
 
     max_body_bytes: int = 16 * 1024 * 1024
     max_prompts: int = 128
+    max_embedding_inputs: int = 2048
     request_timeout_s: float | None = None
     body_timeout_s: float = 60.0
     retry_after_s: int = 1

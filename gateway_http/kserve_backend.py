@@ -186,6 +186,8 @@ class KServeBackend:
 
 
 def _outputs_of(request: GenerateRequest) -> tuple[str, ...]:
+    if request.pooling is not None:
+        return ("embedding", "num_input_tokens")
     return (
         *_OUTPUTS,
         *(_LOGPROBS if request.sampling.logprobs is not None else ()),

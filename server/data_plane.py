@@ -265,6 +265,7 @@ class DataPlane:
             raise Draining("the server is stopping and takes no new requests")
         model = self._fleet.model(request.model)
         record.known_as(model.card.name)
+        model.check_task(request)
         if not model.ready:
             raise self._fleet.not_ready(model)
         if self._config.max_in_flight and len(self._flights) >= self._config.max_in_flight:

@@ -67,10 +67,12 @@ def token_request(
     Raises ContextLengthExceeded when the prompt leaves no room.
     """
     fields = ("messages", "prompt_token_ids")
+    # An embedding needs no room for an answer.
+    room = 1 if request.pooling is not None else 0
     sampling = fit_to_context(
         request.sampling,
         prompt_tokens=len(prompt.token_ids),
-        context_length=card.context_length,
+        context_length=card.context_length + room,
         param=next((it for it in fields if getattr(request, it) is not None), "prompt"),
     )
     # Stop strings are the front door's; the worker handles tokens only.
@@ -87,4 +89,5 @@ def token_request(
         session_id=request.session_id,
         data_parallel_rank=rank,
         traceparent=traceparent,
+        pooling=request.pooling,
     )

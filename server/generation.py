@@ -103,6 +103,7 @@ class Generation:
         fresh = decoder.feed(delta)
         if fresh is None:
             return
+        fresh.embedding = delta.embedding
         record.output_tokens += len(fresh.token_ids)
         if self._parsers:
             self._parsers[delta.index].feed(fresh, self._deliver, self.fail)

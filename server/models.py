@@ -9,6 +9,7 @@ from server.worker_link import WorkerLink
 from wire.adapter_names import check_adapter
 from wire.cards import UNLOADED, UNLOADING, ModelCard
 from wire.generate import GenerateRequest
+from wire.pooling import EMBED
 
 DEFAULT_MODEL = ""
 """The name that stands for the default model: what a request says that names none."""
@@ -32,6 +33,13 @@ class ServedModel:
         if self._codec is None:
             raise InternalError(f"the text side of {self.card.name} was not loaded")
         return self._codec
+
+    def check_task(self, request: GenerateRequest) -> None:
+        """Raise InvalidRequest when the request is not for what this model is served for."""
+        embeds = self.card.task == EMBED
+        if embeds != (request.pooling is not None):
+            does = "makes embeddings, not text" if embeds else "makes text, not embeddings"
+            raise InvalidRequest(f"model {self.card.name!r} {does}", param="model")
 
     def with_adapter(self, request: GenerateRequest) -> GenerateRequest:
         """Return the request with the adapter that its model's name or `lora_name` asks for.

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from wire.pooling import GENERATE
+
 INSTANCE_KIND = "instances"
 ROUTER_KIND = "routers"
 READY = "ready"
@@ -18,9 +20,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """A served model. `path` is the HF folder with tokenizer.json, config and chat template.
 
     `context_length` is in tokens (prompt plus answer), `block_size` in tokens per KV block,
-    `created` in seconds since the Unix epoch. `eos_token_ids` end a choice unless ignored.
-    `adapters` are the names of its LoRA adapters. `tool_call_parser` and `reasoning_parser` are
-    names of server/parsers/: "auto" is what its chat template shows, "none" is none.
+    `created` in seconds since the Unix epoch. `eos_token_ids` end a choice unless ignored. `task`
+    is what it is served for: GENERATE or EMBED (wire/pooling.py). `adapters` are the names of its
+    LoRA adapters. `tool_call_parser` and `reasoning_parser` are names of server/parsers/: "auto" is
+    what its chat template shows, "none" is none.
     """
 
     name: str
@@ -32,6 +35,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     created: int = 0
     checksum: str = ""
+    task: str = GENERATE
     adapters: tuple[str, ...] = ()
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"

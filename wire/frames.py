@@ -44,6 +44,7 @@ class _Extras(msgspec.Struct, omit_defaults=True):
     cached_tokens: int | None = None
     queued_s: float | None = None
     stop_reason: int | str | None = None
+    embedding: bytes | None = None
     error: FrameError | None = None
 
 
@@ -89,6 +90,7 @@ class FrameWriter:
             or delta.prompt_logprobs is not None
             or delta.queued_s is not None
             or delta.stop_reason is not None
+            or delta.embedding is not None
         ):
             self._merge_extras(row, delta)
 
@@ -145,6 +147,8 @@ class FrameWriter:
             extras.queued_s = delta.queued_s
         if delta.stop_reason is not None:
             extras.stop_reason = delta.stop_reason
+        if delta.embedding is not None:
+            extras.embedding = delta.embedding
 
 
 def read_frame(response: ModelStreamInferResponse) -> list[tuple[int, TokenDelta | ServingError]]:
@@ -190,6 +194,7 @@ def _with_extras(delta: TokenDelta, extras: _Extras) -> TokenDelta | ServingErro
     delta.cached_tokens = extras.cached_tokens
     delta.queued_s = extras.queued_s
     delta.stop_reason = extras.stop_reason
+    delta.embedding = extras.embedding
     return delta
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from wire.cards import ModelCard
+from wire.pooling import Pooling
 from wire.routes import Route, RouteReport, Thresholds
 from wire.sampling import Sampling
 
@@ -25,6 +26,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `add_special_tokens` is whether the tokenizer frames a text prompt; of a prompt longer than
     `truncate_prompt_tokens` (-1: than the context has room for) only the end is taken.
+
+    With `pooling` an embedding of the prompt is asked for, and no text.
 
     `separate_reasoning` and `separate_tool_calls` take what the model thinks, and its calls of
     `tools`, out of the answer's text, with the model's parsers; without `parallel_tool_calls` at
@@ -60,6 +63,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     separate_reasoning: bool = False
     separate_tool_calls: bool = False
     parallel_tool_calls: bool = True
+    pooling: Pooling | None = None
 
 
 class TokenText(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +95,7 @@ class ChoiceDelta(msgspec.Struct, kw_only=True):
     `token_ids` are all new ids as the engine gave them; `text` may lag behind them (partial
     characters, a possible stop string) and catches up at the latest with the last delta.
     Where they are separated, `reasoning` comes before `text`, and `tool_calls` last; a choice
-    that calls ends with "tool_calls".
+    that calls ends with "tool_calls". `embedding` is float32, little-endian, of a request for one.
     """
 
     index: int = 0
@@ -103,6 +107,7 @@ class ChoiceDelta(msgspec.Struct, kw_only=True):
     cumulative_logprob: float | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    embedding: bytes | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ OUTPUT_FLAGS: dict[str, tuple[str, ...]] = {
     "return_prompt_logprobs": ("prompt_logprobs",),
     "return_reasoning": ("reasoning_output",),
     "return_tool_calls": ("tool_calls",),
+    "embedding_request": ("embedding",),
 }
 """Input name to the outputs it switches on."""
 
@@ -45,6 +46,7 @@ OUTPUTS = {
     "prompt_logprobs": "BYTES",
     "reasoning_output": "BYTES",
     "tool_calls": "BYTES",
+    "embedding": "FP32",
 }
 """Output name to datatype, in the order they are sent."""
 
@@ -54,6 +56,7 @@ NEEDS_LOGPROBS = frozenset({"cumulative_logprob", "cum_log_probs", "output_log_p
 STREAM = "stream"
 EXCLUDE = "exclude_input_in_output"
 SPECIAL_TOKENS = "add_special_tokens"
+DIMENSIONS = "dimensions"
 TRUNCATE = "truncate_prompt_tokens"
 FLAGS = {
     SPECIAL_TOKENS: SPECIAL_TOKENS,
@@ -65,7 +68,6 @@ FLAGS = {
 """Boolean inputs, also taken as request parameters, to what they set."""
 
 NEUTRAL = {
-    "embedding_request": (BOOL, False),
     "beam_width": (INT, 1),
     "sampling_param_best_of": (INT, 1),
     "length_penalty": (FLOAT, 1.0),
@@ -91,7 +93,7 @@ TEXT_INPUTS: dict[str, Kind] = (
     | SAMPLING_TENSORS
     | {name: kind for name, (kind, _) in NEUTRAL.items()}
     | GUIDE_INPUTS
-    | {TRUNCATE: INT}
+    | {TRUNCATE: INT, DIMENSIONS: INT}
     | IGNORED
 )
 """Every accepted input tensor."""

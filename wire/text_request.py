@@ -25,6 +25,7 @@ from wire.parameters import (
     set_parameter,
     write_parameters,
 )
+from wire.pooling import Pooling
 from wire.sampling_inputs import (
     BOOL,
     INT,
@@ -37,6 +38,7 @@ from wire.sampling_inputs import (
 )
 from wire.tensors import Tensor, add_input, decode_inputs, is_typed
 from wire.text_inputs import (
+    DIMENSIONS,
     EXCLUDE,
     FLAGS,
     IMAGE,
@@ -52,15 +54,12 @@ from wire.text_inputs import (
     TRUNCATE,
     OutputSelection,
 )
-from wire.token_contract import read_token_ids
+from wire.token_contract import EMBEDDING, read_token_ids
 
 __all__ = ["OutputSelection", "decode_text_request", "encode_text_request"]
 
 ECHO = "penstock_echo"
 """Request parameter of our own gateway: the prompt comes first even where Triton refuses it."""
-
-
-_Tokens = Annotated[int, msgspec.Meta(ge=-1)]
 
 
 class _Chat(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,12 +89,15 @@ def decode_text_request(
     stream = flags.get(STREAM, False)
     _check_stream(flags, stream=stream, streaming_rpc=streaming_rpc)
     outputs = _outputs(message, flags)
+    if EMBEDDING in outputs:
+        outputs = tuple(it for it in outputs if it in (EMBEDDING, "num_input_tokens"))
     if sampling.logprobs is None and not NEEDS_LOGPROBS.isdisjoint(outputs):
         sampling = msgspec.structs.replace(sampling, logprobs=0)
     if sampling.prompt_logprobs is None and "prompt_logprobs" in outputs:
         sampling = msgspec.structs.replace(sampling, prompt_logprobs=0)
     prompt_fields = _prompt_fields(prompt, tensors)
     echo = not stream and not flags.get(EXCLUDE, False) and "messages" not in prompt_fields
+    echo = echo and EMBEDDING not in outputs
     request = GenerateRequest(
         request_id=message.id,
         model=message.model_name,
@@ -116,7 +118,8 @@ def decode_text_request(
         data_parallel_rank=natural_parameter(message.parameters, RANK),
         explain_route=bool(plain_parameter(message.parameters, EXPLAIN)),
         add_special_tokens=flags.get(SPECIAL_TOKENS, True),
-        truncate_prompt_tokens=_truncation(tensors, parameters.values),
+        truncate_prompt_tokens=_number(TRUNCATE, -1, tensors, parameters.values),
+        pooling=_pooling(outputs, tensors, parameters.values),
         separate_reasoning="reasoning_output" in outputs,
         separate_tool_calls="tool_calls" in outputs,
         **prompt_fields,
@@ -169,6 +172,8 @@ def encode_text_request(request: GenerateRequest, selection: OutputSelection) ->
 def _prompt_inputs(request: GenerateRequest) -> list[tuple[str, str, list[Any]]]:
     """The tensors that say what the prompt is: their names, datatypes and values."""
     inputs: list[tuple[str, str, list[Any]]] = []
+    if request.pooling is not None and request.pooling.dimensions is not None:
+        inputs.append((DIMENSIONS, "INT32", [request.pooling.dimensions]))
     if request.messages is not None:
         inputs.append(("messages", "BYTES", [_chat_json(request)]))
     elif request.prompt_token_ids is not None:
@@ -261,16 +266,32 @@ def _flags(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict
     return flags
 
 
-def _truncation(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> int | None:
-    value = parameters.get(TRUNCATE)
-    if TRUNCATE in tensors:
-        value = tensor_value(tensors[TRUNCATE], INT)
+def _number(
+    name: str, least: int, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]
+) -> int | None:
+    value = parameters.get(name)
+    if name in tensors:
+        value = tensor_value(tensors[name], INT)
     if value is None:
         return None
     try:
-        return msgspec.convert(value, _Tokens, strict=False)
+        number = msgspec.convert(value, int, strict=False)
     except msgspec.ValidationError:
-        raise InvalidRequest(f"{TRUNCATE}: expected -1 or more", param=TRUNCATE) from None
+        number = least - 1
+    if number < least:
+        raise InvalidRequest(f"{name}: expected a number, {least} or more", param=name)
+    return number
+
+
+def _pooling(
+    outputs: Sequence[str], tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]
+) -> Pooling | None:
+    dimensions = _number(DIMENSIONS, 1, tensors, parameters)
+    if EMBEDDING in outputs:
+        return Pooling(dimensions=dimensions)
+    if dimensions is not None:
+        raise InvalidRequest(f"{DIMENSIONS}: for an embedding only", param=DIMENSIONS)
+    return None
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -313,5 +334,5 @@ def _outputs(message: ModelInferRequest, flags: Mapping[str, bool]) -> tuple[str
             switched_on |= {*names}
     requested = [_requested(output) for output in message.outputs]
     if requested:
-        switched_on &= set(requested)
+        switched_on = (switched_on | {EMBEDDING}) & set(requested)
     return tuple(name for name in OUTPUTS if name in switched_on)

@@ -2,7 +2,8 @@
 
 Shapes, with n choices (and [1, ...] in front for clients that sent [1, 1]): text_output,
 finish_reason, logprobs, cumulative_logprob, cum_log_probs, num_output_tokens, reasoning_output and
-tool_calls [n]; num_input_tokens and prompt_logprobs [1]. output_ids is [k] for one choice and
+tool_calls [n]; num_input_tokens and prompt_logprobs [1]; embedding
+[dimensions]. output_ids is [k] for one choice and
 [n, k] for more, k being the longest and -1 the padding; output_log_probs is [n, k], with nan for
 padding. tool_calls are JSON lists of what is new, in the form of OpenAI's streamed calls. A choice
 with nothing new has "", "None", null, [], nan and 0. Forms and meanings are those of Triton's vLLM
@@ -30,6 +31,7 @@ from wire.parameters import (
     write_route,
     write_usage,
 )
+from wire.pooling import FLOAT32, vector
 from wire.tensors import Tensor, add_output, decode_outputs, encode_bytes
 from wire.text_inputs import OUTPUTS, OutputSelection
 from wire.tool_calls import read_tool_calls, tool_calls_json
@@ -208,6 +210,11 @@ def _tool_calls(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values
     return (len(choices),), [tool_calls_json(choice.tool_calls) for choice in choices]
 
 
+def _embedding(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
+    values = vector(choices[0].embedding or b"")
+    return values.shape, values.tolist()
+
+
 def _num_input(choices: Sequence[ChoiceDelta], delta: GenerateDelta) -> _Values:
     return (1,), [delta.prompt_tokens]
 
@@ -229,6 +236,7 @@ _WRITERS: dict[str, Callable[[Sequence[ChoiceDelta], GenerateDelta], _Values]] =
     "num_output_tokens": _num_output,
     "reasoning_output": _reasoning,
     "tool_calls": _tool_calls,
+    "embedding": _embedding,
 }
 _PACK: dict[str, Callable[[list[Any]], bytes]] = {
     "BYTES": encode_bytes,
@@ -266,6 +274,9 @@ def _read_choices(message: ModelInferResponse, tensors: dict[str, Tensor]) -> li
     reasoning = [it.decode(errors="replace") for it in _flat(tensors, "reasoning_output")]
     calls = [read_tool_calls(it) for it in _flat(tensors, "tool_calls")]
     cumulative = _flat(tensors, "cumulative_logprob")
+    embedding = None
+    if "embedding" in tensors:
+        embedding = tensors["embedding"].values.astype(FLOAT32).tobytes()
     count = max(len(texts), len(finish), len(logprobs), len(cumulative), 1)
     ids = _read_ids(tensors.get("output_ids"), count)
     return [
@@ -279,6 +290,7 @@ def _read_choices(message: ModelInferResponse, tensors: dict[str, Tensor]) -> li
             cumulative_logprob=_none_for_nan(_at(cumulative, index, math.nan)),
             finish_reason=_none_for_unfinished(_at(finish, index, "None")),
             stop_reason=plain_parameter(message.parameters, _stop_reason_name(index)),
+            embedding=embedding,
         )
         for index in range(count)
     ]
@@ -337,6 +349,7 @@ def _is_silent(choice: ChoiceDelta) -> bool:
         or choice.reasoning
         or choice.tool_calls
         or choice.finish_reason is not None
+        or choice.embedding is not None
     )
 
 

@@ -29,6 +29,7 @@ from wire.parameters import (
     write_parameters,
     write_usage,
 )
+from wire.pooling import FLOAT32, Pooling, vector
 from wire.sampling_inputs import JSON_INPUT, SAMPLING_TENSORS, read_sampling, sampling_json
 from wire.tensors import (
     INTEGERS,
@@ -42,6 +43,10 @@ from wire.tokens import FinishReason, Position, TokenDelta, TokenLogprob, TokenR
 
 SLOT = "penstock_slot"
 CANCEL = "penstock_cancel"
+POOLING = "penstock_pooling"
+"""Request parameter: a Pooling as JSON."""
+
+EMBEDDING = "embedding"
 _CHOICE = "choice"
 _STOP_REASON = "stop_reason"
 _TRACEPARENT = "traceparent"
@@ -89,6 +94,8 @@ def encode_token_request(
         set_parameter(message.parameters, _TRACEPARENT, request.traceparent)
     if request.pinned_worker is not None:
         set_parameter(message.parameters, PINNED_WORKER, request.pinned_worker)
+    if request.pooling is not None:
+        set_parameter(message.parameters, POOLING, msgspec.json.encode(request.pooling).decode())
     if slot is not None:
         set_parameter(message.parameters, SLOT, slot)
     return message
@@ -118,7 +125,17 @@ def decode_token_request(message: ModelInferRequest) -> TokenRequest:
         data_parallel_rank=natural_parameter(message.parameters, RANK),
         traceparent=_text(message.parameters, _TRACEPARENT),
         pinned_worker=_text(message.parameters, PINNED_WORKER) or None,
+        pooling=_pooling(_text(message.parameters, POOLING)),
     )
+
+
+def _pooling(text: str | None) -> Pooling | None:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=Pooling)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"{POOLING}: {error}", param=POOLING) from None
 
 
 def _int32(ids: Sequence[int]) -> bytes:
@@ -179,8 +196,8 @@ def encode_token_response(
     """Write one delta: output_ids INT32 [1, k], finish_reason BYTES [1] ("None" until the end).
 
     Log probabilities are BYTES [1] JSON: a list per token of {token id: {logprob, rank}}.
-    Parameters: `triton_final_response`, `choice` when not 0, `stop_reason`, token counts, and
-    `queued_s` on the first.
+    An embedding is FP32 [dimensions]. Parameters: `triton_final_response`, `choice` when not 0,
+    `stop_reason`, token counts, and `queued_s` on the first.
     """
     message = ModelInferResponse(model_name=model, model_version="1", id=request_id)
     ids = array("i", delta.token_ids)
@@ -193,6 +210,9 @@ def encode_token_response(
     ):
         if positions is not None:
             add_output(message, name, "BYTES", (1,), [_logprobs_json(positions)])
+    if delta.embedding is not None:
+        values = vector(delta.embedding)
+        add_output(message, EMBEDDING, "FP32", values.shape, values.tolist())
     parameters = message.parameters
     set_parameter(parameters, FINAL, final)
     if delta.index:
@@ -223,6 +243,7 @@ def decode_token_response(message: ModelInferResponse) -> TokenResponse:
             prompt_logprobs=_read_logprobs(tensors.get("prompt_logprobs")),
             cached_tokens=int_parameter(parameters, "cached_tokens"),
             queued_s=plain_parameter(parameters, _QUEUED_S),
+            embedding=_read_vector(tensors.get(EMBEDDING)),
         )
     except (KeyError, IndexError, ValueError, AttributeError, msgspec.DecodeError) as error:
         raise InternalError(f"malformed response of a worker: {error!r}") from error
@@ -255,6 +276,10 @@ def _read_logprobs(tensor: Tensor | None) -> list[Position] | None:
         [TokenLogprob(token_id, it.logprob, it.rank) for token_id, it in position.items()]
         for position in _decode_positions(tensor.values.ravel().tolist()[0])
     ]
+
+
+def _read_vector(tensor: Tensor | None) -> bytes | None:
+    return None if tensor is None else tensor.values.astype(FLOAT32).tobytes()
 
 
 def _text(parameters: Mapping[str, InferParameter], name: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from runtime.errors import ServingError
+from wire.pooling import Pooling
 from wire.sampling import Sampling
 
 
@@ -29,7 +30,8 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One generation, in tokens. `token_ids` is the whole prompt, each id in [0, vocab_size).
 
     `traceparent` (W3C Trace Context) is the span of the caller's that the work hangs below.
-    `pinned_worker` is for a router between: only this worker may take it.
+    `pinned_worker` is for a router between: only this worker may take it. With `pooling` the
+    answer is one delta, with an `embedding` and no tokens.
     """
 
     request_id: str
@@ -42,6 +44,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     data_parallel_rank: int | None = None
     traceparent: str | None = None
     pinned_worker: str | None = None
+    pooling: Pooling | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -61,7 +64,8 @@ class TokenDelta(msgspec.Struct, kw_only=True):
 
     `stop_reason` is the id of the stop token that ended it, if one of `stop_token_ids` did;
     `cached_tokens` (prompt tokens found in the KV cache) and `queued_s` (seconds that the request
-    waited in the engine's queue, if known) stand on a request's first delta.
+    waited in the engine's queue, if known) stand on a request's first delta. `embedding` is
+    float32 [dimensions], little-endian.
     """
 
     index: int = 0
@@ -72,6 +76,7 @@ class TokenDelta(msgspec.Struct, kw_only=True):
     prompt_logprobs: list[Position] | None = None
     cached_tokens: int | None = None
     queued_s: float | None = None
+    embedding: bytes | None = None
 
 
 class TokenSink(Protocol):

@@ -45,6 +45,7 @@ def make_card(
         eos_token_ids=info.eos_token_ids,
         created=int((folder / "config.json").stat().st_mtime),
         checksum=_checksum(folder),
+        task=info.task,
         adapters=info.adapters,
         **parsers,
     )

@@ -7,6 +7,7 @@ from runtime.config import argument, option
 from runtime.config_option import Form
 from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
 from runtime.options_discovery import DiscoveryOptions
+from wire.pooling import EMBED, GENERATE
 from worker.sim_engine import SimConfig
 from worker.sim_timing import SimTiming
 
@@ -94,6 +95,9 @@ class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
     sim_max_num_batched_tokens: int = option(
         8192, help="most tokens in a step", group="Simulator", unit="tokens", least=1
     )
+    sim_task: str = option(
+        GENERATE, help="what the model is served for", group="Simulator", choices=(GENERATE, EMBED)
+    )
     sim_die_after_steps: int = option(
         0, help="step to die in; 0 is never", group="Simulator", least=0
     )
@@ -122,6 +126,7 @@ class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
             kv_blocks=max(self.sim_kv_blocks, -(-context // self.sim_block_size)),
             max_num_seqs=self.sim_max_num_seqs,
             max_num_batched_tokens=self.sim_max_num_batched_tokens,
+            task=self.sim_task,
             die_after_steps=self.sim_die_after_steps,
             hang_after_steps=self.sim_hang_after_steps,
             timing=SimTiming(speedup=self.sim_speedup),

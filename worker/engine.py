@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from wire.pooling import GENERATE
 from wire.tokens import TokenRequest, TokenSink
 from worker.kv_log import KvLog
 from worker.listeners import Listeners
@@ -14,7 +15,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Fixed facts of a started engine: sizes in tokens, `kv_blocks` of `block_size` tokens.
 
     `max_num_seqs` sequences run at once in each data-parallel rank; 0 is unknown. `adapters` are
-    the names of the LoRA adapters that requests may ask for.
+    the names of the LoRA adapters that requests may ask for; `task` is GENERATE or EMBED.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     data_parallel_size: int = 1
     max_num_seqs: int = 0
     adapters: tuple[str, ...] = ()
+    task: str = GENERATE
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,7 @@ class Engine(Protocol):
       deltas and exactly one end, unless cancelled; none of it before `submit` has returned. What
       only the engine itself can judge, such as a grammar, may come as `fail` with InvalidRequest.
       Ids may repeat across time but not among running requests: that raises InvalidRequest.
+    * An engine for embeddings answers with one delta, which has one and ends with STOP.
     * An answer that meets the end of the context ends with LENGTH, whatever `max_tokens` says.
     * An end token that ended a choice is the last of its `token_ids`.
     * A request's first delta says `cached_tokens` and `queued_s`; no other does.

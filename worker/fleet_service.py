@@ -211,6 +211,7 @@ class LoadReports:
         self._last = b""
         self._reported_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
 
     def add(self, watcher: _LoadWatcher) -> None:
         """Report to it from now on, at once for the first time."""
@@ -258,9 +259,11 @@ class LoadReports:
         loop = asyncio.get_running_loop()
         when_s = loop.time() + wait_s
         if self._timer is not None:
-            if self._timer.when() <= when_s:
+            # Not what the handle says: uvloop's have no time for a call that is due already.
+            if self._due_s <= when_s:
                 return
             self._timer.cancel()
+        self._due_s = when_s
         self._timer = loop.call_at(when_s, self._look)
 
     def _look(self) -> None:

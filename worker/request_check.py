@@ -12,6 +12,7 @@ import msgspec
 
 from runtime.errors import InvalidRequest
 from wire.adapter_names import check_adapter
+from wire.pooling import EMBED
 from wire.sampling import Sampling, fit_to_context, make_sampling
 from wire.tokens import TokenRequest
 from worker.engine import EngineInfo
@@ -41,10 +42,15 @@ def check_request(request: TokenRequest, info: EngineInfo) -> TokenRequest:
     token_ids = _token_ids(request.token_ids, "input_ids", info.vocab_size)
     if not token_ids:
         raise InvalidRequest("the prompt holds no token", param="input_ids")
+    if (request.pooling is not None) != (info.task == EMBED):
+        does = "makes embeddings, not text" if info.task == EMBED else "makes text, not embeddings"
+        raise InvalidRequest(f"this model {does}", param="model")
+    # An embedding needs no room for an answer.
+    room = 1 if request.pooling is not None else 0
     sampling = fit_to_context(
         _sampling(request.sampling, info),
         prompt_tokens=len(token_ids),
-        context_length=info.context_length,
+        context_length=info.context_length + room,
         param="input_ids",
     )
     return msgspec.structs.replace(

@@ -9,6 +9,8 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from runtime.errors import (
     EngineFailed,
     InvalidConfig,
@@ -17,6 +19,7 @@ from runtime.errors import (
     Unsupported,
     WorkerLost,
 )
+from wire.pooling import FLOAT32, GENERATE
 from wire.sampling import Sampling
 from wire.tokens import FinishReason, Position, TokenDelta, TokenRequest, TokenSink
 from worker.engine import EngineInfo, EngineLoad
@@ -40,6 +43,7 @@ class SimConfig:
     means up to the vocabulary's end. An answer ends by itself after `mean_answer_tokens` on
     average, at a place that depends on the tokens only; 0: it goes on to `max_tokens`.
     Requests may ask for `adapters`, whose blocks are their own and whose answers are the same.
+    With the task EMBED they ask for vectors of so many `dimensions`: a hash of the tokens.
     `die_after_steps` and `hang_after_steps` make the engine fail in that step, 0: never.
     """
 
@@ -57,6 +61,8 @@ class SimConfig:
     die_after_steps: int = 0
     hang_after_steps: int = 0
     adapters: tuple[str, ...] = ()
+    task: str = GENERATE
+    dimensions: int = 64
     timing: SimTiming = field(default_factory=SimTiming)
 
     def __post_init__(self) -> None:
@@ -98,7 +104,9 @@ class _Choice:
         )
 
     def say(self, eos_token_ids: tuple[int, ...]) -> TokenDelta:
-        """Say the next token."""
+        """Say the next token, or the embedding."""
+        if self.running.request.pooling is not None:
+            return TokenDelta(finish_reason=FinishReason.STOP, embedding=self._embedding())
         sampling = self.running.request.sampling
         answered = self.sequence.answered
         token = self.source.next_token(
@@ -115,6 +123,12 @@ class _Choice:
         self.sequence.answered = answered + 1
         delta.finish_reason, delta.stop_reason = self._end(token, sampling, eos_token_ids)
         return delta
+
+    def _embedding(self) -> bytes:
+        request = self.running.request
+        wanted = request.pooling.dimensions if request.pooling is not None else None
+        values = np.random.default_rng(self.state).normal(size=wanted or self.running.dimensions)
+        return (values / np.linalg.norm(values)).astype(FLOAT32).tobytes()
 
     def _end(
         self, token: int, sampling: Sampling, eos_token_ids: tuple[int, ...]
@@ -133,8 +147,10 @@ class _Choice:
 class _Running:
     """One request from submit to its end."""
 
-    def __init__(self, request: TokenRequest, sink: TokenSink, vocabulary: Vocabulary) -> None:
+    def __init__(self, request: TokenRequest, sink: TokenSink, config: SimConfig) -> None:
+        vocabulary = config.vocabulary
         self.request = request
+        self.dimensions = config.dimensions
         self.sink = sink
         self.prompt_state = fold(request.token_ids)
         self.submitted_s = time.monotonic()
@@ -172,8 +188,8 @@ class SimEngine:
             max_logprobs=config.max_logprobs,
             max_num_seqs=config.max_num_seqs,
             adapters=config.adapters,
+            task=config.task,
         )
-        self._vocabulary = config.vocabulary
         kv_log = KvLog()
         self.kv_logs: tuple[KvLog, ...] = (kv_log,) if kv_events else ()
         self._kv_events = SimKvEvents(kv_log, config.block_size) if kv_events else None
@@ -213,7 +229,7 @@ class SimEngine:
         for name in ("structured_outputs", "repetition_detection"):
             if getattr(request.sampling, name) is not None:
                 raise Unsupported(f"{name}: the simulated engine has none", param=name)
-        running = _Running(request, sink, self._vocabulary)
+        running = _Running(request, sink, self.config)
         self._requests[request.request_id] = running
         for choice in running.choices:
             self._choices[choice.sequence] = choice

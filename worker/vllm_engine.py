@@ -4,11 +4,12 @@ import asyncio
 import gc
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from runtime.errors import EngineFailed, InvalidRequest, WorkerLost
+from wire.pooling import EMBED, GENERATE, Pooling
 from wire.sampling import Sampling
 from wire.tokens import TokenRequest, TokenSink
 from worker.engine import EngineInfo, EngineLoad
@@ -17,6 +18,7 @@ from worker.request_check import check_request
 from worker.vllm_adapters import NO_ADAPTER, load_adapters
 from worker.vllm_kv_events import follow, kv_sources
 from worker.vllm_params import deltas, sampling_params, serving_error, unexpected_end
+from worker.vllm_pooling import embedding_delta, pooling_params
 from worker.vllm_start import StartedVllm, VllmSettings, build_vllm
 from worker.vllm_stats import LoadRecord
 
@@ -70,16 +72,17 @@ class VllmEngine:
             raise EngineFailed("the engine was not built")
         await self._stack.enter_async_context(self._tasks)
         # Cached inside vLLM: from now on a request is known there before its first await ends.
-        await self._llm.get_supported_tasks()
+        tasks = await self._llm.get_supported_tasks()
         self._adapters = await load_adapters(self._llm, self._started.adapters)
-        self.info = engine_info(self._started)
+        self.info = engine_info(self._started, tasks)
         self._follow_cache(self._started)
         try:
             async with asyncio.timeout(WARM_UP_TIMEOUT_S):
                 await self._warm_up(Sampling(temperature=0, max_tokens=2))
                 # vLLM's output task exists from the first request on.
                 self._watchers.append(self._tasks.create_task(self._watch(), name="vllm watcher"))
-                await self._warm_up(Sampling(temperature=0, max_tokens=2, logprobs=1))
+                if self.info.task == GENERATE:
+                    await self._warm_up(Sampling(temperature=0, max_tokens=2, logprobs=1))
         except TimeoutError:
             raise EngineFailed("the engine did not answer its warm-up request") from None
         return self.info
@@ -94,7 +97,8 @@ class VllmEngine:
                 f"request id {request_id!r} is already running", param="request_id"
             )
         request = check_request(request, self.info)
-        params = sampling_params(request.sampling)
+        pooling = request.pooling
+        params = sampling_params(request.sampling) if pooling is None else pooling_params(pooling)
         entry = _Entry(request, sink)
         self._requests[request_id] = entry
         entry.task = self._tasks.create_task(self._run(entry, params), name=f"vllm {request_id}")
@@ -162,6 +166,9 @@ class VllmEngine:
         from vllm.inputs.engine import tokens_input
 
         request = entry.request
+        if request.pooling is not None:
+            await self._embed(entry, params)
+            return
         outputs = self._llm.generate(
             tokens_input(request.token_ids, cache_salt=request.cache_salt),
             params,
@@ -187,6 +194,26 @@ class VllmEngine:
                         entry.sink.put(delta)
         if open_choices:
             raise EngineFailed("the engine ended the request without its end")
+
+    async def _embed(self, entry: _Entry, params: Any) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        request = entry.request
+        outputs = self._llm.encode(
+            tokens_input(request.token_ids),
+            params,
+            request.request_id,
+            lora_request=self._adapters.get(request.lora_name or NO_ADAPTER),
+            priority=request.priority,
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                if output.finished:
+                    self._requests.pop(request.request_id, None)
+                    if entry.sink is not None:
+                        entry.sink.put(embedding_delta(output))
+                    return
+        raise EngineFailed("the engine ended the request without its end")
 
     def _fail(self, entry: _Entry, error: Any) -> None:
         sink, entry.sink = entry.sink, None
@@ -223,6 +250,7 @@ class VllmEngine:
             request_id="warm-up",
             token_ids=[min(100, self.info.vocab_size - 1)] * 8,
             sampling=sampling,
+            pooling=Pooling() if self.info.task == EMBED else None,
         )
         sink = _WarmUpSink()
         self.submit(request, sink)
@@ -242,8 +270,14 @@ class _WarmUpSink:
             self.done.set_exception(EngineFailed(f"warm-up failed: {error.message}"))
 
 
-def engine_info(started: StartedVllm) -> EngineInfo:
-    """Read the engine's facts from its configuration."""
+def engine_info(started: StartedVllm, tasks: Sequence[str]) -> EngineInfo:
+    """Read the engine's facts from its configuration, and what vLLM says it can do.
+
+    Raises EngineFailed for a model that can do nothing which is served here.
+    """
+    task = next((it for it in (GENERATE, EMBED) if it in tasks), None)
+    if task is None:
+        raise EngineFailed(f"the model neither generates nor embeds: vLLM says {list(tasks)}")
     config = started.config
     model, cache = config.model_config, config.cache_config
     vocab_size = model.get_vocab_size()
@@ -258,6 +292,7 @@ def engine_info(started: StartedVllm) -> EngineInfo:
         max_logprobs=vocab_size if max_logprobs == -1 else max_logprobs,
         data_parallel_size=config.parallel_config.data_parallel_size,
         max_num_seqs=config.scheduler_config.max_num_seqs,
+        task=task,
         adapters=tuple(it.name for it in started.adapters if it.name != NO_ADAPTER),
     )
 

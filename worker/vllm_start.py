@@ -196,9 +196,14 @@ def _make_config(
     if settings.kv_events and args.kv_events_config is None and not no_cache:
         args.kv_events_config = private_events_config(rpc_folder)
     try:
-        return args.create_engine_config()
+        config = args.create_engine_config()
+        if on_cpu and config.model_config.runner_type == "pooling" and args.dtype == "auto":
+            # Small models, whose vectors are compared: half precision costs four digits.
+            args.dtype = "float32"
+            config = args.create_engine_config()
     except Exception as error:
         raise refused(error, causes.first()) from error
+    return config
 
 
 def _parse(arguments: tuple[str, ...], defaults: Mapping[str, Any]) -> Any:

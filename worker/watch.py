@@ -10,6 +10,7 @@ import time
 from collections import Counter
 
 from runtime.errors import DeadlineExceeded, InvalidConfig, InvalidRequest, ServingError
+from wire.pooling import EMBED, Pooling
 from wire.sampling import Sampling
 from wire.tokens import TokenDelta, TokenRequest
 from worker.config import WorkerConfig
@@ -42,6 +43,7 @@ class EngineWatch:
             request_id="canary",
             token_ids=list(config.canary_prompt),
             sampling=Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
+            pooling=Pooling() if self._engine.info.task == EMBED else None,
         )
         try:
             check_request(self._canary, self._engine.info)

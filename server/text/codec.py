@@ -149,12 +149,17 @@ class TextCodec:
         )
 
     def _end(self, ids: list[int], request: GenerateRequest) -> list[int]:
-        """As much of a prompt's end as the request wants."""
+        """As much of a prompt as the request wants: its end, for an embedding its beginning."""
         most = request.truncate_prompt_tokens
         if most is None:
             return ids
         if most == -1:
-            most = self._context_length - (request.sampling.max_tokens or 1)
+            room = 0 if request.pooling is not None else request.sampling.max_tokens or 1
+            most = self._context_length - room
+        if request.pooling is not None:
+            # Such models are trained with the beginning of what is too long, framed as a whole.
+            frame = ids[-1:] if ids[-1] in self.tokenizer.special_ids else []
+            return ids[: most - len(frame)] + frame if 0 < most < len(ids) else ids
         return ids[-most:] if 0 < most < len(ids) else ids
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:

@@ -57,10 +57,12 @@ def wait_for_file(path: Path, process: subprocess.Popen[bytes], log: Path) -> di
 
 
 @contextmanager
-def serving(folder: Path, *flags: str, engine: Sequence[str]) -> Iterator[Served]:
-    """`penstock serve smollm2`, ready; killed with all its children at the end."""
+def serving(
+    folder: Path, *flags: str, engine: Sequence[str], model: str = MODEL
+) -> Iterator[Served]:
+    """`penstock serve MODEL`, ready; killed with all its children at the end."""
     log_path, ready_path, discovery = folder / "log", folder / "ready.json", folder / "discovery"
-    command = [str(Path(sys.executable).with_name("penstock")), "serve", MODEL]
+    command = [str(Path(sys.executable).with_name("penstock")), "serve", model]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     command += ["--ready-file", str(ready_path), "--discovery-path", str(discovery)]
     command += [*flags, "--", *engine]
