@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,9 +21,11 @@ from server.kserve import KServeService
 from server.log_settings import LogSettings, Values
 from server.model_control import ModelControl
 from server.models import ServedModel
+from server.parsers.remote import ParserHost
 from server.routing import RoutingDesk
 from server.shared_memory import SharedMemory
 from server.shared_values import SharedValues
+from server.text.codec import TextCodec
 from server.trace_settings import Own, TraceSettings
 from wire.generate import Backend, Routing
 
@@ -47,7 +50,9 @@ class FrontDoor:
         connect: Connect = plain_channel,
     ) -> None:
         self._text_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text")
-        self._fleet = Fleet(config, discovery, connect)
+        self._parsers = ParserHost()
+        load_text = partial(TextCodec, parsers=self._parsers)
+        self._fleet = Fleet(config, discovery, connect, load_text=load_text)
         self._traces = TraceSettings(
             collector=bool(tracing), shared=SharedValues(Own, config.group_file("traces"))
         )
@@ -109,6 +114,7 @@ class FrontDoor:
                     tasks.create_task(self._follow_group())
                 await self._fleet.run()
         finally:
+            await self._parsers.close()
             self._text_threads.shutdown(wait=False, cancel_futures=True)
             if self._memory is not None:
                 self._memory.close()

@@ -6,8 +6,10 @@ from typing import Any
 
 from runtime.errors import InvalidConfig, InvalidRequest
 from server.parsers.families import REASONING_FAMILIES, TOOL_FAMILIES
+from server.parsers.harmony import HarmonyParser
 from server.parsers.machine import ToolMachine
 from server.parsers.parser import AnswerParser, Parsed
+from server.parsers.remote import PREFIX as VLLM
 from server.parsers.structure import (
     behind_thoughts,
     calls_format,
@@ -21,9 +23,14 @@ from server.text.tokenizer import Tokenizer
 from wire.generate import GenerateRequest
 
 AUTO, NONE = "auto", "none"
+HARMONY_CALLS, HARMONY_REASONING = "openai", "openai_gptoss"
+"""vLLM's names for gpt-oss' form; either of them parses all of it."""
 
+
+_HARMONY_TOKENS = ("<|channel|>", "<|message|>")
 # What a template must hold, and must not, for its model to be of a family; the first that fits.
 _TOOL_SIGNS: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]] = (
+    (HARMONY_CALLS, ("<|channel|>", "<|message|>", "analysis", "functions."), ()),
     ("qwen3_coder", ("<tool_call>", "<function=", "<parameter="), ()),
     ("hermes", ("<tool_call>", "</tool_call>", "arguments"), ("<arg_key>", "<function")),
     ("mistral", ("[TOOL_CALLS]",), ()),
@@ -32,6 +39,7 @@ _TOOL_SIGNS: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]] = (
     ("llama3_json", ("<|python_tag|>", '"parameters": '), ()),
 )
 _REASONING_SIGNS: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]] = (
+    (HARMONY_REASONING, ("<|channel|>", "<|message|>", "analysis"), ()),
     ("qwen3", ("<think>", "</think>", "enable_thinking", "<|im_start|>"), ()),
     ("deepseek_v3", ("</think>", "<｜Assistant｜>", "thinking"), ()),
     ("deepseek_r1", ("</think>", "<｜Assistant｜>"), ("thinking",)),
@@ -81,11 +89,12 @@ class AnswerFormat:
                 param="structured_outputs",
             )
         thoughts = self._thoughts(request.chat_template_kwargs, prompt)
+        thinks = thoughts is not None or self.reasoning_parser not in (None, *REASONING_FAMILIES)
         calls = calls if request.separate_tool_calls else None
         return AnswerPlan(
             structure=self._structure(request, use, prompt, thoughts),
             calls=calls,
-            parsed=calls is not None or (request.separate_reasoning and thoughts is not None),
+            parsed=calls is not None or (request.separate_reasoning and thinks),
         )
 
     def _structure(
@@ -112,10 +121,18 @@ class AnswerFormat:
         parser = form_of_calls(self.tool_call_parser, use)
         return calls_format(parser, use, parallel=request.parallel_tool_calls) if parser else None
 
+    def remote(self, plan: AnswerPlan, *, reasoning: bool) -> tuple[str, str] | None:
+        """The parsers of calls and thoughts that vLLM has to run, both or neither; "" is none."""
+        names = (plan.calls or "", (self.reasoning_parser or "") if reasoning else "")
+        return names if plan.parsed and any(it.startswith(VLLM) for it in names) else None
+
     def open(self, request: GenerateRequest, plan: AnswerPlan, prompt: str) -> AnswerParser | None:
-        """Begin one choice; None when there is nothing to tell apart."""
+        """Begin one choice; None when there is nothing to tell apart. Not for remote ones."""
         if not plan.parsed:
             return None
+        thinks = request.separate_reasoning and self.reasoning_parser == HARMONY_REASONING
+        if plan.calls == HARMONY_CALLS or (thinks and plan.calls is None):
+            return HarmonyParser(calls=plan.calls is not None, reasoning=thinks)
         machine = TOOL_FAMILIES[plan.calls].make(request.tools) if plan.calls else None
         thoughts = None
         if request.separate_reasoning:
@@ -123,9 +140,9 @@ class AnswerFormat:
         return _SplitAnswer(thoughts, machine)
 
     def _thoughts(self, variables: Mapping[str, Any], prompt: str) -> ThinkingMachine | None:
-        if self.reasoning_parser is None:
+        family = REASONING_FAMILIES.get(self.reasoning_parser or "")
+        if family is None:
             return None
-        family = REASONING_FAMILIES[self.reasoning_parser]
         if not family.is_on(variables):
             return None
         inside = family.begins_inside(prompt)
@@ -190,9 +207,11 @@ def _tool_parser(name: str, tokenizer: Tokenizer, template: str) -> str | None:
         return None
     if name == AUTO:
         found = _seen(_TOOL_SIGNS, template)
-        return found if found and not _missing(TOOL_FAMILIES[found].tokens, tokenizer) else None
+        return found if found and not _missing(_call_tokens(found), tokenizer) else None
+    if name == HARMONY_CALLS or name.startswith(VLLM):
+        return name
     if name not in TOOL_FAMILIES:
-        raise _unknown("tool_call_parser", name, TOOL_FAMILIES)
+        raise _unknown("tool_call_parser", name, [HARMONY_CALLS, *TOOL_FAMILIES])
     _require("tool_call_parser", name, TOOL_FAMILIES[name].tokens, tokenizer)
     return name
 
@@ -203,13 +222,21 @@ def _reasoning_parser(name: str, tokenizer: Tokenizer, template: str) -> str | N
     if name == AUTO:
         found = _seen(_REASONING_SIGNS, template)
         return found if found and not _missing(_marks(found), tokenizer) else None
+    if name == HARMONY_REASONING or name.startswith(VLLM):
+        return name
     if name not in REASONING_FAMILIES:
-        raise _unknown("reasoning_parser", name, REASONING_FAMILIES)
+        raise _unknown("reasoning_parser", name, [HARMONY_REASONING, *REASONING_FAMILIES])
     _require("reasoning_parser", name, _marks(name), tokenizer)
     return name
 
 
+def _call_tokens(name: str) -> tuple[str, ...]:
+    return _HARMONY_TOKENS if name == HARMONY_CALLS else TOOL_FAMILIES[name].tokens
+
+
 def _marks(name: str) -> tuple[str, ...]:
+    if name == HARMONY_REASONING:
+        return _HARMONY_TOKENS
     family = REASONING_FAMILIES[name]
     return (*family.begins, *family.ends) if family.tokens else ()
 
@@ -233,6 +260,6 @@ def _require(param: str, name: str, tokens: Sequence[str], tokenizer: Tokenizer)
         )
 
 
-def _unknown(param: str, name: str, known: Mapping[str, Any]) -> InvalidConfig:
-    names = ", ".join([AUTO, NONE, *sorted(known)])
+def _unknown(param: str, name: str, known: Sequence[str]) -> InvalidConfig:
+    names = ", ".join([AUTO, NONE, *sorted(known), f"{VLLM}NAME"])
     return InvalidConfig(f"{param}: {name!r} is none of {names}", param=param)

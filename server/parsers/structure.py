@@ -75,6 +75,7 @@ def form_of_calls(parser: str | None, use: ToolUse) -> str | None:
     if use.mode == "none":
         return None
     if use.forced and parser not in _FORMS:
+        # Also for a parser of vLLM's, whose form is not known here.
         return JSON_FORM
     return parser
 

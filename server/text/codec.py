@@ -10,6 +10,7 @@ from runtime.errors import ContextLengthExceeded, InvalidRequest
 from server.parsers.answer_format import FREE_ANSWER, AnswerPlan, choose_format
 from server.parsers.local import LocalParser
 from server.parsers.parser import ChoiceParser
+from server.parsers.remote import ParserHost
 from server.parsers.tools import read_tools
 from server.text.choice import ChoiceDecoder
 from server.text.detokenizer import Detokenization
@@ -42,11 +43,14 @@ class EncodedPrompt:
 class TextCodec:
     """The tokenizer, detokenizer and chat template of one model. May be shared by threads.
 
-    Loading reads the model folder of the card, blocks, and raises InvalidConfig.
+    Loading reads the model folder of the card, blocks, and raises InvalidConfig. `parsers` runs the
+    parsers that are vLLM's.
     """
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(self, card: ModelCard, parsers: ParserHost | None = None) -> None:
         folder = Path(card.path)
+        self._folder = card.path
+        self._parsers = parsers or ParserHost()
         self.tokenizer = load_tokenizer(folder)
         self.eos_ids = self.tokenizer.eos_ids | frozenset(card.eos_token_ids)
         self._detokenization = Detokenization(self.tokenizer)
@@ -116,6 +120,9 @@ class TextCodec:
 
     def parser(self, request: GenerateRequest, prompt: EncodedPrompt) -> ChoiceParser | None:
         """Begin to parse one choice of a request; None when its text is passed on as it is."""
+        remote = self.answer_format.remote(prompt.answer, reasoning=request.separate_reasoning)
+        if remote is not None:
+            return self._parsers.open(request, self._folder, remote, prompt.token_ids)
         parser = self.answer_format.open(request, prompt.answer, prompt.text or "")
         if parser is None:
             return None

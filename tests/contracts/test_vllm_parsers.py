@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
+from runtime.errors import ServingError
 from server.parsers.families import REASONING_FAMILIES, TOOL_FAMILIES
+from server.parsers.remote import ParserHost
 from server.parsers.thinking import ThinkingMachine
-from tests.answer_samples import CALLS, THOUGHTS, TOOLS
+from tests.answer_samples import CALLS, PARIS, THOUGHTS, TOOLS
+from tests.waiting import eventually
+from wire.generate import ChoiceDelta, GenerateRequest
+from wire.sampling import Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(180)]
 
@@ -71,3 +76,40 @@ def test_thoughts_are_those_that_vllm_finds(vllm: Any, name: str) -> None:
         machine = ThinkingMachine(REASONING_FAMILIES[name], starts_inside=False)
         first, last = machine.feed(text), machine.finish()
         assert (first[0] + last[0], first[1] + last[1]) == (thoughts, content)
+
+
+async def test_parsers_by_name_answer_from_their_process(model_folder: Path) -> None:
+    host = ParserHost()
+    request = GenerateRequest(
+        request_id="r", model="m", sampling=Sampling(), messages=[{}], tools=TOOLS
+    )
+    errors: list[ServingError] = []
+
+    def begin(names: tuple[str, str], *pieces: str) -> list[ChoiceDelta]:
+        found: list[ChoiceDelta] = []
+        parser = host.open(request, str(model_folder), names, [1, 2, 3])
+        for number, piece in enumerate((*pieces, "")):
+            finish = "stop" if number == len(pieces) else None
+            delta = ChoiceDelta(text=piece, token_ids=[number], finish_reason=finish)
+            parser.feed(delta, found.append, errors.append)
+        return found
+
+    try:
+        called = begin(("vllm:hermes", ""), "So.", "<tool_call>", PARIS, "</tool_call>")
+        thoughts, said = "Here is my thought process:", "Here is my response:"
+        thought = begin(("", "vllm:granite"), thoughts, " I think.", f" {said}", " So.")
+        begin(("vllm:no_such_parser", ""), "x")
+        await eventually(
+            lambda: bool(errors) and all(it and it[-1].finish_reason for it in (called, thought)),
+            limit_s=120,
+        )
+    finally:
+        await host.close()
+    assert "".join(it.text for it in called) == "So."
+    calls = [call for it in called for call in it.tool_calls]
+    assert calls[0].name == "get_weather"
+    assert json.loads("".join(call.arguments for call in calls)) == {"city": "Paris"}
+    assert called[-1].finish_reason == "tool_calls"
+    assert "".join(it.reasoning for it in thought).strip() == "I think."
+    assert "".join(it.text for it in thought).strip() == "So."
+    assert errors[0].message.startswith("the parser vllm:no_such_parser failed: ")

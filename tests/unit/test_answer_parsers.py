@@ -283,3 +283,40 @@ def test_every_family_of_thoughts_opens_with_its_marks(name: str) -> None:
     family = REASONING_FAMILIES[name]
     marks = tokenizer(*family.begins, *family.ends)
     assert choose_format("none", name, marks, "").reasoning_parser == name
+
+
+ANALYSIS = "<|channel|>analysis<|message|>Hm.<|end|>"
+HARMONY = [
+    (f"{ANALYSIS}<|start|>assistant<|channel|>final<|message|>So <|x|>.", ("Hm.", "So <|x|>.", [])),
+    (
+        f"{ANALYSIS}<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json"
+        '<|message|>{"a": 1}<|call|>',
+        ("Hm.", "", [("f", '{"a": 1}')]),
+    ),
+    (
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.f"
+        "<|channel|>commentary json<|message|>{}",
+        ("", "I look.", [("f", "{}")]),
+    ),
+    ("No mark < at all", ("", "No mark < at all", [])),
+    ("<|channel|>analysis", ("", "<|channel|>analysis", [])),
+]
+
+
+@pytest.mark.parametrize(("text", "found"), HARMONY)
+def test_gpt_oss_messages_are_told_apart_by_their_channels(text: str, found: Found) -> None:
+    def parsed(*pieces: str) -> Found:
+        return parse(opened(calls="openai", thoughts="openai_gptoss"), pieces)
+
+    assert parsed(text) == parsed(*text) == found
+    for at in range(len(text)):
+        assert parsed(text[:at], text[at:]) == found
+
+
+def test_a_parser_of_vllms_is_named_and_run_elsewhere() -> None:
+    format_ = choose_format("vllm:kimi_k2", "qwen3", tokenizer(), "")
+    plan = format_.plan(request(), read_tools(TOOLS, None), "")
+    assert format_.remote(plan, reasoning=True) == ("vllm:kimi_k2", "qwen3")
+    assert format_.remote(plan, reasoning=False) == ("vllm:kimi_k2", "")
+    own = choose_format("hermes", "qwen3", tokenizer(), "")
+    assert own.remote(own.plan(request(), read_tools(TOOLS, None), ""), reasoning=True) is None
