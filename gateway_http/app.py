@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway_http.api_document import describe
+from gateway_http.answer_schema import Model, Models
+from gateway_http.api_document import describe, describe_endpoint
 from gateway_http.config import GatewayConfig
 from gateway_http.cross_origin import CrossOrigin
 from gateway_http.embeddings import add_embeddings
@@ -83,7 +84,12 @@ def create_app(
 
 
 def _add_models(app: FastAPI, backend: Backend) -> None:
-    @app.get("/v1/models", summary="List the models", tags=["openai"])
+    @app.get(
+        "/v1/models",
+        summary="List the models",
+        tags=["openai"],
+        **describe_endpoint(None, Models),
+    )
     async def models() -> Response:
         entries = [
             entry
@@ -97,7 +103,12 @@ def _add_models(app: FastAPI, backend: Backend) -> None:
         ready = await backend.is_ready(name)
         return _json({"id": name, "ready": ready}, 200 if ready else 503)
 
-    @app.get("/v1/models/{name:path}", summary="Describe one model", tags=["openai"])
+    @app.get(
+        "/v1/models/{name:path}",
+        summary="Describe one model",
+        tags=["openai"],
+        **describe_endpoint(None, Model),
+    )
     async def model(name: str) -> Response:
         for card in await backend.models():
             for entry in _entries(card, await backend.is_ready(card.name)):
@@ -134,7 +145,12 @@ def _add_status(app: FastAPI, backend: Backend, metrics: Callable[[], bytes]) ->
             return _json({"status": "ready"})
         return _json({"status": "not_ready"}, 503)
 
-    @app.get("/metrics", summary="Prometheus text", tags=["status"])
+    @app.get(
+        "/metrics",
+        summary="Prometheus text",
+        tags=["status"],
+        **describe_endpoint(None, None, media=CONTENT_TYPE_LATEST.partition(";")[0]),
+    )
     def metrics_text() -> Response:  # not async: it may block, and gets a thread to do so
         return Response(metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
 

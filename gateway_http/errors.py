@@ -1,7 +1,5 @@
 """Errors as OpenAI's and KServe's clients expect them, made here from the error tree."""
 
-from typing import Any
-
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -89,7 +87,8 @@ def _anthropic_json(status: int, message: str) -> bytes:
 
 def speaks_kserve(path: str) -> bool:
     """Whether a path belongs to KServe's protocol, so that its errors have that form."""
-    return path == "/v2" or path.startswith("/v2/")
+    # /v2/rerank is Cohere's.
+    return path == "/v2" or (path.startswith("/v2/") and path != "/v2/rerank")
 
 
 def known_error(failure: BaseException, *, request_id: str = "") -> ServingError:
@@ -153,8 +152,3 @@ def http_error_response(request: Request, failure: Exception) -> Response:
         headers=dict(failure.headers or {}),
         media_type="application/json",
     )
-
-
-def error_schema() -> dict[str, Any]:
-    """A reference to the error answer in the OpenAPI document."""
-    return {"$ref": "#/components/schemas/ErrorAnswer"}

@@ -7,8 +7,9 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway_http.answer_schema import ChatCompletion, Completion
 from gateway_http.answers import Answer
-from gateway_http.api_document import describe_generation
+from gateway_http.api_document import describe_endpoint
 from gateway_http.bodies import read_body
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests, generates_nothing
@@ -20,6 +21,13 @@ from gateway_http.schema import ChatCompletionRequest, CompletionRequest, Genera
 from gateway_http.sse import ChunkWriter
 from gateway_http.whole_answer import WholeAnswer
 from wire.generate import Backend, GenerateRequest
+
+_CHAT = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 64,
+}
+_TEXT = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 8}
 
 
 def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
@@ -83,13 +91,13 @@ def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
         "/v1/chat/completions",
         summary="Answer a conversation",
         tags=["openai"],
-        **describe_generation(ChatCompletionRequest),
+        **describe_endpoint(ChatCompletionRequest, ChatCompletion, example=_CHAT, events=True),
     )(chat_completions)
     app.post(
         "/v1/completions",
         summary="Continue a text",
         tags=["openai"],
-        **describe_generation(CompletionRequest),
+        **describe_endpoint(CompletionRequest, Completion, example=_TEXT, events=True),
     )(completions)
 
 

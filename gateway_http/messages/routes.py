@@ -8,7 +8,7 @@ from starlette.responses import Response
 from gateway_http.api_document import describe_endpoint
 from gateway_http.bodies import read_body
 from gateway_http.config import GatewayConfig
-from gateway_http.errors import MESSAGES_PATH, AnthropicErrorAnswer
+from gateway_http.errors import MESSAGES_PATH
 from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.messages.answers import MessageWriter
 from gateway_http.messages.bodies import Message, MessagesRequest, Prompt, TokenCount
@@ -45,13 +45,11 @@ def add_messages(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
         MESSAGES_PATH,
         summary="Answer a conversation, in Anthropic's form",
         tags=["anthropic"],
-        **describe_endpoint(
-            MessagesRequest, Message, example=_EXAMPLE, events=True, error=AnthropicErrorAnswer
-        ),
+        **describe_endpoint(MessagesRequest, Message, example=_EXAMPLE, events=True),
     )(create)
     app.post(
         f"{MESSAGES_PATH}/count_tokens",
         summary="The tokens of a prompt, in Anthropic's form",
         tags=["anthropic"],
-        **describe_endpoint(Prompt, TokenCount, example=_EXAMPLE, error=AnthropicErrorAnswer),
+        **describe_endpoint(Prompt, TokenCount, example=_EXAMPLE),
     )(count)

@@ -1,6 +1,7 @@
 """A Backend that follows a script: for errors and disconnects no real engine produces on demand."""
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -47,7 +48,7 @@ class ScriptedBackend:
 
     async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
         self.requests.append(request)
-        text = request.prompt or "".join(str(it["content"]) for it in request.messages or ())
+        text = request.prompt or "".join(str(it.get("content")) for it in request.messages or ())
         ids = request.prompt_token_ids or [ord(it) % self.card.vocab_size for it in text]
         return Tokenized(
             token_ids=ids,
@@ -56,7 +57,7 @@ class ScriptedBackend:
         )
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
-        return "".join(map(chr, token_ids))
+        return "".join(chr(it % 128) for it in token_ids)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         self.requests.append(request)
@@ -73,6 +74,11 @@ class ScriptedBackend:
                 self.cancelled.set()
 
     async def _deltas(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+        if request.pooling is not None:
+            vector = array("f", [1.0] + [0.0] * ((request.pooling.dimensions or 4) - 1))
+            choice = ChoiceDelta(embedding=vector.tobytes(), finish_reason="stop")
+            yield GenerateDelta(choices=[choice], usage=Usage(prompt_tokens=5, completion_tokens=0))
+            return
         choices = range(request.sampling.n)
         count = 0
         for step in self.steps:
