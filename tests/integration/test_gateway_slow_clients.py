@@ -147,7 +147,7 @@ async def test_a_long_answer_is_no_slow_request() -> None:
         assert await later.read() == b""
         writer.close()
         gate.set()
-        answer = await peer.reader.readuntil(b'"cached_tokens":2}}}')
+        answer = await peer.reader.readuntil(b'"reasoning_tokens":0}}}')
         assert answer.startswith(b"HTTP/1.1 200 ")
         peer.send(b"host: x\r\n\r\n")
         await peer.reader.readuntil(b'{"status":"live"}')
