@@ -21,8 +21,9 @@ from gateway_http.generation import GenerationResponse, as_body
 from gateway_http.origin import Origin, origin_of
 from runtime.errors import InternalError, InvalidRequest, ServingError
 from wire.generate import Backend, GenerateDelta, GenerateRequest
-from wire.pooling import Pooling, vector
+from wire.pooling import Pooling
 from wire.sampling import Sampling
+from wire.vectors import vector
 
 _Truncation = Annotated[int, Meta(ge=-1)] | None
 _Document = str | dict[str, Any]

@@ -3,13 +3,10 @@
 from typing import Annotated
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 GENERATE, EMBED = "generate", "embed"
 """What a model is served for (ModelCard.task), in vLLM's words."""
-
-FLOAT32 = np.dtype("<f4")
 
 
 class Pooling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -19,8 +16,3 @@ class Pooling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     dimensions: Annotated[int, Meta(ge=1)] | None = None
-
-
-def vector(raw: bytes) -> np.ndarray:
-    """The numbers of an embedding, float32 [dimensions]; `raw` is little-endian."""
-    return np.frombuffer(raw, dtype=FLOAT32)

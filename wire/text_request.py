@@ -58,6 +58,8 @@ from wire.token_contract import EMBEDDING, read_token_ids
 
 __all__ = ["OutputSelection", "decode_text_request", "encode_text_request"]
 
+_OF_EMBEDDINGS = frozenset((EMBEDDING, "num_input_tokens"))
+
 ECHO = "penstock_echo"
 """Request parameter of our own gateway: the prompt comes first even where Triton refuses it."""
 
@@ -89,8 +91,6 @@ def decode_text_request(
     stream = flags.get(STREAM, False)
     _check_stream(flags, stream=stream, streaming_rpc=streaming_rpc)
     outputs = _outputs(message, flags)
-    if EMBEDDING in outputs:
-        outputs = tuple(it for it in outputs if it in (EMBEDDING, "num_input_tokens"))
     if sampling.logprobs is None and not NEEDS_LOGPROBS.isdisjoint(outputs):
         sampling = msgspec.structs.replace(sampling, logprobs=0)
     if sampling.prompt_logprobs is None and "prompt_logprobs" in outputs:
@@ -332,7 +332,11 @@ def _outputs(message: ModelInferRequest, flags: Mapping[str, bool]) -> tuple[str
     for flag, names in OUTPUT_FLAGS.items():
         if flags.get(flag):
             switched_on |= {*names}
-    requested = [_requested(output) for output in message.outputs]
+    requested = {_requested(output) for output in message.outputs}
     if requested:
-        switched_on = (switched_on | {EMBEDDING}) & set(requested)
+        # Some clients name all that the metadata lists, so naming it beside text is no wish for it.
+        switched_on |= {EMBEDDING} if requested <= _OF_EMBEDDINGS else set()
+        switched_on &= requested
+    if EMBEDDING in switched_on:
+        switched_on &= _OF_EMBEDDINGS
     return tuple(name for name in OUTPUTS if name in switched_on)

@@ -31,10 +31,10 @@ from wire.parameters import (
     write_route,
     write_usage,
 )
-from wire.pooling import FLOAT32, vector
 from wire.tensors import Tensor, add_output, decode_outputs, encode_bytes
 from wire.text_inputs import OUTPUTS, OutputSelection
 from wire.tool_calls import read_tool_calls, tool_calls_json
+from wire.vectors import FLOAT32, vector
 
 _REASON = "penstock_reason"
 _CODE = "penstock_code"
@@ -276,7 +276,7 @@ def _read_choices(message: ModelInferResponse, tensors: dict[str, Tensor]) -> li
     cumulative = _flat(tensors, "cumulative_logprob")
     embedding = None
     if "embedding" in tensors:
-        embedding = tensors["embedding"].values.astype(FLOAT32).tobytes()
+        embedding = tensors["embedding"].values.astype(FLOAT32).tobytes() or None
     count = max(len(texts), len(finish), len(logprobs), len(cumulative), 1)
     ids = _read_ids(tensors.get("output_ids"), count)
     return [

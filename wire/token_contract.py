@@ -29,7 +29,7 @@ from wire.parameters import (
     write_parameters,
     write_usage,
 )
-from wire.pooling import FLOAT32, Pooling, vector
+from wire.pooling import Pooling
 from wire.sampling_inputs import JSON_INPUT, SAMPLING_TENSORS, read_sampling, sampling_json
 from wire.tensors import (
     INTEGERS,
@@ -40,6 +40,7 @@ from wire.tensors import (
     encode_bytes,
 )
 from wire.tokens import FinishReason, Position, TokenDelta, TokenLogprob, TokenRequest
+from wire.vectors import FLOAT32, vector
 
 SLOT = "penstock_slot"
 CANCEL = "penstock_cancel"

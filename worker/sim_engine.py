@@ -19,9 +19,10 @@ from runtime.errors import (
     Unsupported,
     WorkerLost,
 )
-from wire.pooling import FLOAT32, GENERATE
+from wire.pooling import GENERATE
 from wire.sampling import Sampling
 from wire.tokens import FinishReason, Position, TokenDelta, TokenRequest, TokenSink
+from wire.vectors import FLOAT32
 from worker.engine import EngineInfo, EngineLoad
 from worker.kv_log import KvLog
 from worker.listeners import Listeners

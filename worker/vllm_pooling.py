@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from wire.pooling import FLOAT32, Pooling
+from wire.pooling import Pooling
 from wire.tokens import FinishReason, TokenDelta
+from wire.vectors import FLOAT32
 
 
 def pooling_params(pooling: Pooling) -> Any:

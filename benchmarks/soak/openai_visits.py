@@ -55,6 +55,7 @@ class Events:
 
     def __init__(self, choices: int) -> None:
         self.end = ""
+        self._closed = False
         self._choices = choices
         self._finished: set[int] = set()
 
@@ -62,13 +63,13 @@ class Events:
         """Take one line."""
         if not line:
             return
-        if self.end:
-            raise Fault(f"the stream went on after its end ({self.end})")
         data = line.removeprefix("data: ")
+        if self._closed or (self.end and data != "[DONE]"):
+            raise Fault(f"the stream went on after its end ({self.end})")
         if data == "[DONE]":
-            if len(self._finished) != self._choices:
+            if not self.end and len(self._finished) != self._choices:
                 raise Fault(f"{len(self._finished)} of {self._choices} choices were finished")
-            self.end = OK
+            self.end, self._closed = self.end or OK, True
             return
         event = json.loads(data)
         if "error" in event:

@@ -48,9 +48,9 @@ REST = st.fixed_dictionaries(
 )
 SELECTION = st.builds(
     OutputSelection,
-    outputs=st.sets(st.sampled_from(sorted({*OUTPUTS} - NEEDS_LOGPROBS - {"prompt_logprobs"}))).map(
-        lambda names: tuple(name for name in OUTPUTS if name in names)
-    ),
+    outputs=st.sets(
+        st.sampled_from(sorted({*OUTPUTS} - NEEDS_LOGPROBS - {"prompt_logprobs", "embedding"}))
+    ).map(lambda names: tuple(name for name in OUTPUTS if name in names)),
     typed=st.booleans(),
     batched=st.booleans(),
 )
@@ -261,7 +261,8 @@ def test_the_prompt_comes_first_unless_streamed_excluded_or_a_chat(
 
 @pytest.mark.parametrize("flag", OUTPUT_FLAGS)
 def test_each_flag_switches_its_output_on(flag: str) -> None:
-    assert set(outputs_of(ask(**{flag: True}))) == {"text_output", *OUTPUT_FLAGS[flag]}
+    text = set() if flag == "embedding_request" else {"text_output"}
+    assert set(outputs_of(ask(**{flag: True}))) == {*text, *OUTPUT_FLAGS[flag]}
     assert outputs_of(ask(**{flag: False})) == ("text_output",)
 
 
@@ -269,6 +270,7 @@ def test_a_known_output_that_is_off_is_left_out_silently() -> None:
     everything = tuple(OUTPUTS)
     assert outputs_of(ask(outputs=everything)) == ("text_output",)
     assert outputs_of(ask(outputs=("logprobs",))) == ()
+    assert outputs_of(ask(outputs=("num_input_tokens", "embedding"))) == ("embedding",)
     message = ask(outputs=("finish_reason",), return_finish_reason=True)
     assert outputs_of(message) == ("finish_reason",)
 
@@ -302,7 +304,6 @@ def test_images_are_not_taken() -> None:
         ("beam_width", 1, 4),
         ("length_penalty", 1.0, 0.5),
         ("sampling_param_best_of", 1, 2),
-        ("embedding_request", False, True),
         ("return_context_logits", False, True),
     ],
 )
