@@ -2,7 +2,7 @@
 
 from typing import Any
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -19,14 +19,17 @@ WEATHER = {
         },
     },
 }
-TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
+TIME: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "get_time", "parameters": {"type": "object"}},
+}
 TOOLS: list[dict[str, Any]] = [WEATHER, TIME]
 
 _SEP, _BEGIN, _END = "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 _ALL, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 
 
-def _deepseek(*calls: tuple[str, str]) -> str:
+def deepseek(*calls: tuple[str, str]) -> str:
     inner = "\n".join(
         f"{_BEGIN}function{_SEP}{name}\n```json\n{arguments}\n```{_END}"
         for name, arguments in calls
@@ -34,15 +37,15 @@ def _deepseek(*calls: tuple[str, str]) -> str:
     return f"{_ALL}{inner}{_ALL_END}"
 
 
-def _deepseek31(*calls: tuple[str, str]) -> str:
+def deepseek31(*calls: tuple[str, str]) -> str:
     return _ALL + "".join(f"{_BEGIN}{n}{_SEP}{a}{_END}" for n, a in calls) + _ALL_END
 
 
-def _hermes(*calls: str) -> str:
+def hermes(*calls: str) -> str:
     return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
 
 
-def _xml(name: str, **values: str) -> str:
+def xml_call(name: str, **values: object) -> str:
     inner = "".join(f"<parameter={key}>\n{it}\n</parameter>\n" for key, it in values.items())
     return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
 
@@ -52,23 +55,23 @@ CALLS: dict[str, list[str]] = {
     "hermes": [
         "",
         "No call: 1 < 2, {a}.",
-        _hermes(PARIS),
-        "I will look.\n" + _hermes(PARIS),
-        _hermes(PARIS, '{"name": "get_time", "arguments": {}}'),
-        _hermes('{"name": "get_weather", "arguments": {"city": "Zürich 🌧", "where": {"a": [{}]}}}'),
-        _hermes('{"arguments": {"city": "a \\"b\\" }{"}, "name": "get_weather"}'),
+        hermes(PARIS),
+        "I will look.\n" + hermes(PARIS),
+        hermes(PARIS, '{"name": "get_time", "arguments": {}}'),
+        hermes('{"name": "get_weather", "arguments": {"city": "Zürich 🌧", "where": {"a": [{}]}}}'),
+        hermes('{"arguments": {"city": "a \\"b\\" }{"}, "name": "get_weather"}'),
         "<tool_call>" + PARIS,
         "a <tool_cal is no mark",
     ],
     "qwen3_coder": [
         "",
         "No call: 1 < 2, <b>x</b>.",
-        _xml("get_weather", city="Paris"),
-        "I will look.\n" + _xml("get_weather", city="Zürich 🌧", days="3", detailed="true"),
-        _xml("get_weather", city='a\nb "c" \\', where='{"a": [1, {}]}', factor="1.50"),
-        _xml("get_weather", note="null", days="many", city="1 < 2 </b>"),
-        _xml("get_time"),
-        _xml("get_weather", city="Paris") + "\n" + _xml("get_time"),
+        xml_call("get_weather", city="Paris"),
+        "I will look.\n" + xml_call("get_weather", city="Zürich 🌧", days="3", detailed="true"),
+        xml_call("get_weather", city='a\nb "c" \\', where='{"a": [1, {}]}', factor="1.50"),
+        xml_call("get_weather", note="null", days="many", city="1 < 2 </b>"),
+        xml_call("get_time"),
+        xml_call("get_weather", city="Paris") + "\n" + xml_call("get_time"),
     ],
     "llama3_json": [
         "",
@@ -105,15 +108,15 @@ CALLS: dict[str, list[str]] = {
     "deepseek_v3": [
         "",
         "No call at all.",
-        _deepseek(("get_weather", '{"city": "Paris"}')),
-        "I will look." + _deepseek(("get_weather", '{"city": "Zürich 🌧"}'), ("get_time", "{}")),
-        _deepseek(("get_weather", '{"where": {"a": "```"}}')),
+        deepseek(("get_weather", '{"city": "Paris"}')),
+        "I will look." + deepseek(("get_weather", '{"city": "Zürich 🌧"}'), ("get_time", "{}")),
+        deepseek(("get_weather", '{"where": {"a": "```"}}')),
     ],
     "deepseek_v31": [
         "",
         "No call at all.",
-        _deepseek31(("get_weather", '{"city": "Paris"}')),
-        "I will look." + _deepseek31(("get_weather", '{"city": "x"}'), ("get_time", "{}")),
+        deepseek31(("get_weather", '{"city": "Paris"}')),
+        "I will look." + deepseek31(("get_weather", '{"city": "x"}'), ("get_time", "{}")),
     ],
 }
 THOUGHTS: dict[str, list[str]] = {

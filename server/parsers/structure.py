@@ -46,7 +46,7 @@ def _marked(layout: Layout, kind: str, separator: str) -> _Form:
 
 _HERMES = _Form(begin='<tool_call>\n{"name": "NAME", "arguments": ', end="}\n</tool_call>")
 _XML = _Form(
-    begin="<tool_call>\n<function=NAME>\n", end="\n</function>\n</tool_call>", style="qwen_xml"
+    begin="<tool_call>\n<function=NAME>\n", end="</function>\n</tool_call>", style="qwen_xml"
 )
 _LLAMA = _Form(begin='{"name": "NAME", "parameters": ', end="}", separator="; ")
 _FORMS: Mapping[str, _Form] = {
