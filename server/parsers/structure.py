@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
+
 from server.parsers.families import JSON_FORM
 from server.parsers.marked_calls import DEEPSEEK_V3, DEEPSEEK_V31, Layout
 from server.parsers.thinking import Thinking
@@ -141,8 +143,21 @@ def constraint_format(spec: Mapping[str, Any]) -> Format | None:
         case {"choice": [*choices]}:
             elements = [{"type": "const_string", "value": choice} for choice in choices]
             return {"type": "or", "elements": elements}
+        case {"structural_tag": tag}:
+            return _format_of(tag)
         case _:
             return None
+
+
+def _format_of(tag: str | Mapping[str, Any]) -> Format | None:
+    """A structural tag's; None for the older kind, which lists triggers, and for no tag at all."""
+    if isinstance(tag, str):
+        try:
+            tag = msgspec.json.decode(tag, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            return None
+    found = tag.get("format")
+    return found if isinstance(found, dict) else None
 
 
 def behind_thoughts(family: Thinking, wanted: Format, *, inside: bool) -> Format:
