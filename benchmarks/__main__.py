@@ -4,13 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import cpu, router_follow, router_speed
+from benchmarks import cpu, gateway_speed, router_follow, router_speed
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
 
 COMMANDS = {
     "cpu": cpu,
+    "gateway": gateway_speed,
     "soak": soak,
     "overload": overload,
     "routing": routing,

@@ -5,7 +5,6 @@ request message of a stream says in its `id` how many messages to send, one per 
 costs per message is what any grpc.aio server costs that does nothing else.
 """
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import grpc
 import uvloop
 
+from benchmarks.ticks import Ticks
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE
 
@@ -26,29 +26,9 @@ MESSAGE = pb.ModelStreamInferResponse(
 ).SerializeToString()
 
 
-class _Ticks:
-    """Wakes every waiting stream at once, as an engine's step does."""
-
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._next = asyncio.Event()
-
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            due += self._interval_s
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            passed, self._next = self._next, asyncio.Event()
-            passed.set()
-
-    async def wait(self) -> None:
-        await self._next.wait()
-
-
 async def serve(interval_s: float) -> None:
     """Serve until killed."""
-    ticks = _Ticks(interval_s)
+    ticks = Ticks(interval_s)
 
     async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
         request = pb.ModelInferRequest.FromString(await anext(requests))
