@@ -1,6 +1,6 @@
 """Servers of chat completions whose engine costs nothing: the gateway, and bare ones beside it.
 
-Run as a process, `python -m benchmarks.http_yardstick KIND INTERVAL_S`, it prints its URL. `gateway`
+As a process, `python -m benchmarks.http_yardstick KIND INTERVAL_S`, it prints its URL. `gateway`
 is the whole of gateway_http over a backend that answers from memory; `raw` decodes the body and
 answers with constant bytes, and is what any server on uvicorn costs; `fastapi` does the same in a
 route of FastAPI. A stream has as many events as `max_tokens` says, one per interval.
