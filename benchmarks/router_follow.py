@@ -25,8 +25,8 @@ from router.kv import KvRouter
 from router.router import WorkerJoined
 from router.settings import RouterSettings
 from runtime.grpc_client import RpcChannel
-from runtime.grpc_server import GrpcServer
 from server.follower import WorkerFollower
+from transport.choice import make_server
 from wire.cards import ModelCard, WorkerInstance
 from wire.pool import POOL, rpc_types
 from worker.engine import EngineLoad
@@ -149,7 +149,7 @@ async def _serve(options: argparse.Namespace) -> None:
         log.store(rng.integers(0, 2**64, options.blocks // options.workers, np.uint64).tolist())
         log.commit(0.0)
         engine: Any = _Engine(log)
-        server = GrpcServer(
+        server = make_server(
             services=[FleetService(engine).service],
             rpc_types=rpc_types,
             pool=POOL,

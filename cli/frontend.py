@@ -25,7 +25,7 @@ from runtime.metrics import set_build_info
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
-    from runtime.grpc_server import GrpcServer
+    from runtime.rpc_server import RpcServer
     from runtime.status_server import StatusServer
 
 _LOG = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class FrontendProcess:
         )
         self._bound: dict[str, object] = {}
         self._shown_names: set[str] = set()
-        self._grpc: GrpcServer | None = None
+        self._grpc: RpcServer | None = None
         self._http: HttpServer | None = None
         self._status: StatusServer | None = None
         self._door_task: asyncio.Task[None] | None = None
@@ -242,10 +242,10 @@ class FrontendProcess:
             self._status.stop()
 
     async def _start_grpc(self) -> None:
-        from runtime.grpc_server import GrpcServer
+        from transport.choice import make_server
         from wire.pool import POOL, rpc_types
 
-        self._grpc = GrpcServer(
+        self._grpc = make_server(
             services=self._door.services,
             rpc_types=rpc_types,
             pool=POOL,

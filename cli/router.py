@@ -28,7 +28,7 @@ from runtime.options_discovery import DiscoveryOptions
 
 if TYPE_CHECKING:
     from runtime.discovery import Lease
-    from runtime.grpc_server import GrpcServer
+    from runtime.rpc_server import RpcServer
     from runtime.status_server import StatusServer
     from server.models import ServedModel
     from wire.cards import WorkerInstance
@@ -139,7 +139,7 @@ class RouterProcess:
         self._tls = config.open_server_tls()
         self._fleet = Fleet(settings, self._discovery, self._connect, load_text=lambda card: None)
         self._service: WorkerService | None = None
-        self._grpc: GrpcServer | None = None
+        self._grpc: RpcServer | None = None
         self._status: StatusServer | None = None
         self._leases: list[Lease] = []
         self._instance: WorkerInstance | None = None
@@ -199,10 +199,10 @@ class RouterProcess:
 
     async def _open(self, model: "ServedModel", tasks: asyncio.TaskGroup) -> str:
         from cli.router_engine import RouterEngine
-        from runtime.grpc_server import GrpcServer
         from runtime.rpc import Service
         from server.peers import ActiveLoadCall, Peers
         from server.token_router import TokenRouter
+        from transport.choice import make_server
         from wire.pool import FLEET, POOL, rpc_types
         from worker.control import ModelControl
         from worker.service import WorkerService
@@ -219,7 +219,7 @@ class RouterProcess:
                 "WatchActiveLoad": lambda call: ActiveLoadCall(call, lambda: routing.model.router)
             },
         )
-        self._grpc = GrpcServer(
+        self._grpc = make_server(
             services=[self._service.service, fleet_service],
             rpc_types=rpc_types,
             pool=POOL,

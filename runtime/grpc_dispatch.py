@@ -7,35 +7,31 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
-from prometheus_client import Counter, Gauge
 
 from runtime.access import Access
 from runtime.errors import (
     INTERNAL_TEXT,
     Code,
     InternalError,
-    InvalidRequest,
-    Overloaded,
     ServingError,
     shown_error,
 )
 from runtime.grpc_call import GrpcCall
-from runtime.grpc_errors import status_of
+from runtime.grpc_errors import grpc_status_of
 from runtime.in_flight import InFlight
 from runtime.rpc import CallInfo, Service, StreamHandler, UnaryHandler
+from runtime.rpc_calls import (
+    CALLS_IN_FLIGHT,
+    REFUSAL_DELAY_S,
+    Parse,
+    caller_of,
+    count_call,
+    parser_of,
+)
 
 Context = grpc.aio.ServicerContext
 RpcTypes = Mapping[str, tuple[type, type]]
-Parse = Callable[[bytes], Any]
 T = TypeVar("T")
-CALLS = Counter("penstock_grpc_calls", "Finished rpcs.", ("method", "code"))
-CALLS_IN_FLIGHT = Gauge("penstock_grpc_calls_in_flight", "Rpcs whose handlers run.")
-# RFC 9113 section 6.5.2: what each header field counts beyond its name and value.
-_HEADER_OVERHEAD_BYTES = 32
-
-# Clients on grpc.aio lose a status that comes while they write their first message (grpc#36066).
-_REFUSAL_DELAY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +60,10 @@ class Dispatch:
         access = None if service.open_to_all else self._access
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for name, unary in service.unary.items():
-            method = _Method(f"{service.name}/{name}", _parser(types[name][0]), access)
+            method = _Method(f"{service.name}/{name}", parser_of(types[name][0]), access)
             methods[name] = grpc.unary_unary_rpc_method_handler(self._unary(unary, method))
         for name, start in service.streams.items():
-            method = _Method(f"{service.name}/{name}", _parser(types[name][0]), access)
+            method = _Method(f"{service.name}/{name}", parser_of(types[name][0]), access)
             methods[name] = grpc.stream_stream_rpc_method_handler(self._stream(start, method))
         handler = grpc.method_handlers_generic_handler(service.name, methods)
         return handler if access is None else _Guarded(handler, self, access)
@@ -83,21 +79,13 @@ class Dispatch:
         C-core has a limit for metadata too, but a client that never acknowledges SETTINGS gets
         past it.
         """
-        metadata: dict[str, str] = {}
-        size = 0
-        for key, value in pairs or ():
-            size += len(key) + len(value) + _HEADER_OVERHEAD_BYTES
-            if isinstance(value, str):
-                metadata[key] = f"{metadata[key]},{value}" if key in metadata else value
-        if size > self._max_metadata_bytes:
-            raise Overloaded(f"request metadata is over {self._max_metadata_bytes} bytes")
-        return metadata, None if access is None else access.principal(metadata)
+        return caller_of(pairs, access, max_bytes=self._max_metadata_bytes)
 
     def refusal(self, method: str, error: ServingError) -> "grpc.RpcMethodHandler[Any, Any]":
         """Return a handler that ends a call with `error` and reads none of its messages."""
 
         async def fail() -> None:
-            await asyncio.sleep(_REFUSAL_DELAY_S)
+            await asyncio.sleep(REFUSAL_DELAY_S)
             raise error
 
         async def serve(_: AsyncIterator[bytes], context: Context[Any, Any]) -> None:
@@ -138,18 +126,18 @@ class Dispatch:
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
-                    _count(method, Code.CANCELLED)
+                    count_call(method, Code.CANCELLED)
                     raise
                 # grpc.aio takes any CancelledError for the peer's and would send no status.
                 error: ServingError = InternalError(INTERNAL_TEXT)
             except Exception as caught:  # noqa: BLE001 - the one wrapper that maps all errors
                 error = shown_error(caught, where=method)
             else:
-                _count(method, Code.OK)
+                count_call(method, Code.OK)
                 return answer
-            _count(method, error.code)
+            count_call(method, error.code)
             try:
-                await context.abort(*status_of(error))
+                await context.abort(*grpc_status_of(error))
             except grpc.aio.InternalError:
                 # The peer went away meanwhile, as it does when the deadline passes on both sides.
                 # Raised further, grpc.aio would log it as an error of the server's.
@@ -166,10 +154,6 @@ class Dispatch:
             peer=context.peer(),
             principal=principal,
         )
-
-
-def _count(method: str, code: Code) -> None:
-    CALLS.labels(method.rpartition("/")[2], code.name).inc()
 
 
 class _Guarded(grpc.GenericRpcHandler):
@@ -191,16 +175,3 @@ class _Guarded(grpc.GenericRpcHandler):
         except ServingError as error:
             return self._dispatch.refusal(handler_call_details.method.lstrip("/"), error)
         return handler
-
-
-def _parser(message_class: type) -> Parse:
-    from_string: Parse = message_class.FromString  # type: ignore[attr-defined]
-    name = message_class.__name__
-
-    def parse(data: bytes) -> Any:
-        try:
-            return from_string(data)
-        except DecodeError as error:
-            raise InvalidRequest(f"the bytes sent are not a {name} message") from error
-
-    return parse

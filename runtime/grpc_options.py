@@ -1,6 +1,9 @@
-"""Limits and habits of a gRPC server, as C-core takes them."""
+"""Limits and habits of a gRPC server."""
 
 from dataclasses import dataclass
+
+NATIVE, GRPCIO = "native", "grpcio"
+"""Transports: ours (transport/), and C-core."""
 
 COMPRESSION_LEVELS = ("none", "low", "medium", "high")
 """Triton's --grpc-infer-response-compression-level; C-core's numbers are the positions."""
@@ -27,6 +30,7 @@ class GrpcOptions:
     compression: str = "none"
     handshake_timeout_s: float = 10.0
     share_port: bool = False
+    transport: str = GRPCIO
 
     def channel_args(self) -> list[tuple[str, int]]:
         """Return the C-core arguments.

@@ -16,14 +16,22 @@ class InFlight:
     @contextmanager
     def one(self) -> Iterator[None]:
         """Count one piece of work for the length of the block."""
-        self.count += 1
-        self._idle.clear()
+        self.add()
         try:
             yield
         finally:
-            self.count -= 1
-            if self.count == 0:
-                self._idle.set()
+            self.remove()
+
+    def add(self) -> None:
+        """Count one piece of work until `remove`."""
+        self.count += 1
+        self._idle.clear()
+
+    def remove(self) -> None:
+        """One piece of work is over."""
+        self.count -= 1
+        if self.count == 0:
+            self._idle.set()
 
     async def wait_zero(self, timeout_s: float | None) -> bool:
         """Wait until nothing is counted; returns False after `timeout_s` (None: no limit)."""

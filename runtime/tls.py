@@ -16,12 +16,16 @@ from runtime.reloading import Reloading
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerPem:
-    """A server's checked files of one moment; `context` holds the same for asyncio."""
+    """A server's checked files of one moment, and the same for asyncio.
+
+    `http2_context` speaks HTTP/2 with its client, by ALPN; `context` leaves that open.
+    """
 
     cert: bytes
     key: bytes = field(repr=False)
     client_ca: bytes | None
     context: ssl.SSLContext
+    http2_context: ssl.SSLContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +67,24 @@ class ServerTls:
     def _read(self) -> ServerPem:
         assert self.cert is not None
         assert self.key is not None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        cert, key = _read_pair(context, self.flags, self.cert, self.key)
         client_ca = None
-        if self.client_ca is not None:
-            client_ca = _read_certificates(context, self.flags, "client_ca", self.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-        return ServerPem(cert=cert, key=key, client_ca=client_ca, context=context)
+        contexts = []
+        for _ in range(2):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            cert, key = _read_pair(context, self.flags, self.cert, self.key)
+            if self.client_ca is not None:
+                client_ca = _read_certificates(context, self.flags, "client_ca", self.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+            contexts.append(context)
+        contexts[1].set_alpn_protocols(["h2"])
+        return ServerPem(
+            cert=cert,
+            key=key,
+            client_ca=client_ca,
+            context=contexts[0],
+            http2_context=contexts[1],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +130,19 @@ class RotatingContext(ssl.SSLContext):
 
     _identity: ServerIdentity
 
-    def __new__(cls, identity: ServerIdentity) -> "RotatingContext":
-        """Make the stand-in; nothing of its own settings is used."""
+    _http2: bool
+
+    def __new__(cls, identity: ServerIdentity, *, http2: bool = False) -> "RotatingContext":
+        """Make the stand-in; nothing of its own settings is used. `http2`: offer that, by ALPN."""
         made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
         made._identity = identity
+        made._http2 = http2
         return made
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
         """Begin a connection; asyncio and uvloop call it for each."""
-        return self._identity.current.context.wrap_bio(*args, **kwargs)
+        pem = self._identity.current
+        return (pem.http2_context if self._http2 else pem.context).wrap_bio(*args, **kwargs)
 
 
 def _given(*files: Path | None) -> Sequence[Path]:

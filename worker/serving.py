@@ -15,12 +15,14 @@ from runtime.addresses import instance_id_of, reachable_address
 from runtime.discovery import Lease, Record
 from runtime.discovery_open import open_discovery
 from runtime.errors import WorkerLost
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_options import GrpcOptions
 from runtime.lifecycle import Stage, StopRequest, log_waiting, run_stages, stop_on_signals
 from runtime.metrics import set_build_info
 from runtime.ready_file import remove_ready_file, write_ready_file
+from runtime.rpc_server import RpcServer
 from runtime.status_server import StatusServer
 from runtime.tracing import Tracing, start_tracing
+from transport.choice import make_server
 from wire.cards import READY, WorkerInstance, instance_kind
 from wire.pool import FLEET, KSERVE, POOL, rpc_types
 from worker.card import make_card
@@ -99,7 +101,7 @@ class WorkerProcess:
         self._watch: EngineWatch | None = None
         self._control: ModelControl | None = None
         self._instance: WorkerInstance | None = None
-        self._server: GrpcServer | None = None
+        self._server: RpcServer | None = None
         self._status: StatusServer | None = None
         self._lease: Lease | None = None
         self._collector: WorkerCollector | None = None
@@ -126,12 +128,13 @@ class WorkerProcess:
             stalled=lambda: watch.stalled,
             control=control.control,
         )
-        self._server = GrpcServer(
+        self._server = make_server(
             services=[service.service, self._fleet.service],
             rpc_types=rpc_types,
             pool=POOL,
             host=config.host,
             port=config.grpc_port,
+            options=GrpcOptions(transport=config.grpc_transport),
             tls=config.open_server_tls(),
             access=config.open_fleet_token(),
         )

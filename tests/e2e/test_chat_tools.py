@@ -1,6 +1,7 @@
 """Tools, structured answers and choices with the real engine and a real client."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,11 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 
 @pytest.fixture
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", timeout=120, max_retries=0)
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{served.http}/v1", api_key="none", timeout=120, max_retries=0
+    ) as client:
+        yield client
 
 
 def ask(client: openai.OpenAI, **fields: Any) -> Any:

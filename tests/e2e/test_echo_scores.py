@@ -1,8 +1,10 @@
 """Scores of a prompt, as evaluation harnesses ask for them, from the real engine."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -13,13 +15,16 @@ from tests.e2e.conftest import MODEL, Served
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
-BETWEEN_PREFILL_AND_DECODE = 0.1
+BETWEEN_PREFILL_AND_DECODE = 0.3
 """How far bfloat16 brings apart what is computed in one step and token by token."""
 
 
 @pytest.fixture
-def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.http}/v1", api_key="none", timeout=120, max_retries=0)
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{served.http}/v1", api_key="none", timeout=120, max_retries=0
+    ) as client:
+        yield client
 
 
 def complete(client: openai.OpenAI, prompt: Any, **fields: Any) -> Any:
@@ -27,10 +32,12 @@ def complete(client: openai.OpenAI, prompt: Any, **fields: Any) -> Any:
     return client.completions.create(**given).choices[0]
 
 
-def test_a_text_scores_as_it_did_when_the_model_wrote_it(client: openai.OpenAI) -> None:
+def test_a_text_scores_as_it_did_when_the_model_wrote_it(
+    client: openai.OpenAI, served: Served
+) -> None:
     written = complete(client, PROMPT, max_tokens=12, extra_body={"return_token_ids": True})
-    ids = client.post("/tokenize", cast_to=object, body={"model": MODEL, "prompt": PROMPT})
-    prompt_ids = ids["tokens"]  # type: ignore[index]
+    asked = {"model": MODEL, "prompt": PROMPT}
+    prompt_ids = httpx2.post(f"{served.http}/tokenize", json=asked).json()["tokens"]
     scored = complete(client, [*prompt_ids, *written.token_ids], echo=True, max_tokens=0)
     behind = scored.logprobs.token_logprobs[len(prompt_ids) :]
     assert len(behind) == 12
@@ -41,7 +48,7 @@ def test_a_text_scores_as_it_did_when_the_model_wrote_it(client: openai.OpenAI) 
         scored.logprobs.top_logprobs[len(prompt_ids) :],
         strict=True,
     ):
-        assert top[token] == max(top.values())
+        assert max(top.values()) - top[token] < BETWEEN_PREFILL_AND_DECODE
 
 
 def test_the_likelier_of_two_endings_scores_higher(client: openai.OpenAI) -> None:

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from runtime.errors import InvalidRequest, ModelNotFound, Overloaded, ServingError
 from runtime.grpc_client import RpcChannel
 from runtime.grpc_options import GrpcOptions
-from runtime.grpc_server import GrpcServer
 from runtime.rpc import Call, CallInfo, Service
+from runtime.rpc_server import RpcServer
 from runtime.tls import ServerIdentity
+from tests.transports import TRANSPORT
+from transport.choice import make_server as make_rpc_server
 from wire.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
@@ -114,20 +116,20 @@ class Probe:
 
 def make_server(
     probe: Probe, port: int = 0, *, tls: ServerIdentity | None = None, **options
-) -> GrpcServer:
-    return GrpcServer(
+) -> RpcServer:
+    return make_rpc_server(
         services=[probe.service()],
         rpc_types=rpc_types,
         pool=POOL,
         host="127.0.0.1",
         port=port,
-        options=GrpcOptions(**options),
+        options=GrpcOptions(**{"transport": TRANSPORT, **options}),
         tls=tls,
     )
 
 
 @asynccontextmanager
-async def running(**options) -> AsyncIterator[tuple[Probe, GrpcServer, RpcChannel]]:
+async def running(**options) -> AsyncIterator[tuple[Probe, RpcServer, RpcChannel]]:
     probe = Probe()
     server = make_server(probe, **options)
     address = await server.start()

@@ -11,14 +11,17 @@ import msgspec
 from runtime.api_keys import ApiKeys
 from runtime.discovery import Lease, Record
 from runtime.discovery_memory import MemoryDiscovery
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_options import GrpcOptions
 from runtime.rpc import CallInfo
+from runtime.rpc_server import RpcServer
 from runtime.tls import ServerIdentity
 from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
 from server.fleet import Connect, plain_channel
 from server.front_door import FrontDoor
+from tests.transports import TRANSPORT
 from tests.waiting import eventually
+from transport.choice import make_server
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
 from wire.pool import POOL, rpc_types
 from worker.card import make_card
@@ -104,7 +107,7 @@ class Stack:
     def __init__(
         self,
         door: FrontDoor,
-        server: GrpcServer,
+        server: RpcServer,
         grpc: str,
         workers: list[SimWorker],
         discovery: MemoryDiscovery,
@@ -122,13 +125,14 @@ class Stack:
         return sum(load.running + load.waiting for load in loads)
 
 
-def grpc_server(*services: object, port: int = 0, **options: Any) -> GrpcServer:
-    return GrpcServer(
+def grpc_server(*services: object, port: int = 0, **options: Any) -> RpcServer:
+    return make_server(
         services=services,  # type: ignore[arg-type]
         rpc_types=rpc_types,
         pool=POOL,
         host="127.0.0.1",
         port=port,
+        options=GrpcOptions(transport=TRANSPORT),
         **options,
     )
 

@@ -12,8 +12,10 @@ from runtime.errors import (
     ServingError,
 )
 from runtime.grpc_client import ClientStream, RpcChannel
-from runtime.grpc_server import GrpcServer
+from runtime.grpc_options import GrpcOptions
+from tests.transports import TRANSPORT
 from tests.waiting import eventually
+from transport.choice import make_server
 from wire.frames import FRAMES_HEADER, read_frame
 from wire.pool import KSERVE, POOL, rpc_types
 from wire.sampling import Sampling
@@ -63,12 +65,13 @@ async def serving(model_folder: Path, **sim: Any) -> AsyncIterator[Worker]:
     engine = SimEngine(SimConfig(**({"timing": SimTiming(speedup=0)} | sim)))
     service = WorkerService(engine, make_card(model_folder, "m", await engine.start(), ["alias"]))
     fleet = FleetService(engine, draining=lambda: service.draining)
-    server = GrpcServer(
+    server = make_server(
         services=[service.service, fleet.service],
         rpc_types=rpc_types,
         pool=POOL,
         host="127.0.0.1",
         port=0,
+        options=GrpcOptions(transport=TRANSPORT),
     )
     channel = RpcChannel(await server.start(), rpc_types=rpc_types)
     try:

@@ -14,7 +14,16 @@ import pytest
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("wire", "runtime", "router", "server", "worker", "gateway_http", "cli")
+PACKAGES = (
+    "wire",
+    "runtime",
+    "transport",
+    "router",
+    "server",
+    "worker",
+    "gateway_http",
+    "cli",
+)
 MAX_FILE_LINES = 400
 MAX_STATEMENTS = 40
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
