@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.transports import each_transport
 from worker.models import resolve_model
+
+__all__ = ["each_transport"]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,21 @@
 
 import os
 
-from runtime.grpc_options import GrpcOptions
+import pytest
 
-TRANSPORT = os.environ.get("PENSTOCK_GRPC_TRANSPORT", GrpcOptions().transport)
+from runtime.grpc_options import GRPCIO, NATIVE, GrpcOptions
+
+_VARIABLE = "PENSTOCK_GRPC_TRANSPORT"
+
+
+def transport() -> str:
+    """Return its name."""
+    return os.environ.get(_VARIABLE, GrpcOptions().transport)
+
+
+@pytest.fixture(params=[NATIVE, GRPCIO])
+def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test once on each."""
+    name: str = request.param
+    monkeypatch.setenv(_VARIABLE, name)
+    return name

@@ -281,9 +281,10 @@ class Connection:
             self._events.append(SettingsAcknowledged())
             return
         self._guard.spend(SETTINGS, self._now)
+        # Before what a larger window lets out: the peer counts by it from here on.
+        self._out.put(frame(SETTINGS, ACK, 0))
         for name, value in read_settings(payload):
             self._set(name, value)
-        self._out.put(frame(SETTINGS, ACK, 0))
 
     def _set(self, name: int, value: int) -> None:
         if name == ENABLE_PUSH and value > 1:

@@ -10,7 +10,7 @@ from runtime.grpc_options import GrpcOptions
 from runtime.rpc import Call, CallInfo, Service
 from runtime.rpc_server import RpcServer
 from runtime.tls import ServerIdentity
-from tests.transports import TRANSPORT
+from tests.transports import transport
 from transport.choice import make_server as make_rpc_server
 from wire.inference_pb2 import (
     ModelReadyRequest,
@@ -123,7 +123,7 @@ def make_server(
         pool=POOL,
         host="127.0.0.1",
         port=port,
-        options=GrpcOptions(**{"transport": TRANSPORT, **options}),
+        options=GrpcOptions(**{"transport": transport(), **options}),
         tls=tls,
     )
 

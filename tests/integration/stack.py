@@ -19,7 +19,7 @@ from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
 from server.fleet import Connect, plain_channel
 from server.front_door import FrontDoor
-from tests.transports import TRANSPORT
+from tests.transports import transport
 from tests.waiting import eventually
 from transport.choice import make_server
 from wire.cards import INSTANCE_KIND, ModelCard, WorkerInstance
@@ -132,7 +132,7 @@ def grpc_server(*services: object, port: int = 0, **options: Any) -> RpcServer:
         pool=POOL,
         host="127.0.0.1",
         port=port,
-        options=GrpcOptions(transport=TRANSPORT),
+        options=GrpcOptions(transport=transport()),
         **options,
     )
 

@@ -24,6 +24,8 @@ from tests.waiting import eventually
 from wire.inference_pb2 import ModelInferRequest, ServerLiveRequest, ServerLiveResponse
 from wire.pool import rpc_types
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 
 async def test_a_unary_call_carries_messages_metadata_and_deadline():
     async with running() as (probe, _, channel):

@@ -19,6 +19,8 @@ from tests.integration.rpc_probe import NAME, outcome, ready, running
 from wire.inference_pb2 import ModelInferRequest
 from wire.pool import rpc_types
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 
 async def test_stop_lets_a_running_call_finish_and_refuses_new_ones():
     async with running() as (probe, server, channel), asyncio.TaskGroup() as tasks:
@@ -116,6 +118,7 @@ async def test_reflection_lists_and_describes_every_service(version: str):
 SERVER = """
 import asyncio
 from tests.integration.rpc_probe import Probe, make_server
+
 async def main():
     server = make_server(Probe())
     print(await server.start(), flush=True)
@@ -125,7 +128,7 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def server_process():
+def server_process(each_transport):
     command = [sys.executable, "-c", SERVER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield process

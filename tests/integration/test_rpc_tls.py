@@ -17,6 +17,8 @@ from tests.integration.rpc_probe import NAME, Probe, make_server, outcome, ready
 from wire.inference_pb2 import ModelInferRequest
 from wire.pool import rpc_types
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 
 @pytest.fixture
 def one(tmp_path: Path) -> Authority:

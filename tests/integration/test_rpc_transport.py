@@ -17,6 +17,8 @@ from tests.waiting import eventually
 from wire.inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from wire.pool import rpc_types
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 LONG = "x" * 100_000
 PING_BYTES = 17  # RFC 9113 section 6.7: a frame header and 8 octets
 ALGORITHMS = (grpc.Compression.Gzip, grpc.Compression.Deflate)

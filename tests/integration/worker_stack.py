@@ -13,7 +13,7 @@ from runtime.errors import (
 )
 from runtime.grpc_client import ClientStream, RpcChannel
 from runtime.grpc_options import GrpcOptions
-from tests.transports import TRANSPORT
+from tests.transports import transport
 from tests.waiting import eventually
 from transport.choice import make_server
 from wire.frames import FRAMES_HEADER, read_frame
@@ -71,7 +71,7 @@ async def serving(model_folder: Path, **sim: Any) -> AsyncIterator[Worker]:
         pool=POOL,
         host="127.0.0.1",
         port=0,
-        options=GrpcOptions(transport=TRANSPORT),
+        options=GrpcOptions(transport=transport()),
     )
     channel = RpcChannel(await server.start(), rpc_types=rpc_types)
     try:
