@@ -18,6 +18,7 @@ from wire.generate import GenerateRequest
 from wire.kserve_terms import check_version, in_kserve_terms
 from wire.text_request import OutputSelection, decode_text_request
 from wire.text_response import encode_text_response, stream_error, stream_response
+from wire.text_template import PlainResponses
 from wire.text_tools import (
     DETOKENIZE,
     WITH_STRINGS,
@@ -139,6 +140,7 @@ class InferStream:
         self._plane = plane
         self._memory = memory
         self._running: dict[Generation, Asked] = {}
+        self._plain: dict[Generation, PlainResponses] = {}
         self._held: dict[Generation, None] = {}
         self._half_closed = False
         self._status_errors = call.info.metadata.get(ERROR_STATUS_HEADER) == "true"
@@ -155,6 +157,9 @@ class InferStream:
             return
         generation.on_ready = functools.partial(self._ready, generation)
         self._running[generation] = asked
+        plain = PlainResponses(asked.request, asked.selection)
+        if plain.fits and not asked.places:
+            self._plain[generation] = plain
 
     def on_half_close(self) -> None:
         """Finish once everything is answered."""
@@ -172,6 +177,7 @@ class InferStream:
         """Cancel every running request."""
         running, self._running = self._running, {}
         self._held.clear()
+        self._plain.clear()
         for generation in running:
             generation.cancel()
 
@@ -186,8 +192,12 @@ class InferStream:
         if asked is None:
             return
         request = generation.request
+        plain = self._plain.get(generation)
         try:
             while (delta := generation.take()) is not None:
+                if plain is not None and (written := plain.encode(delta)) is not None:
+                    self._call.send(written)
+                    continue
                 response = stream_response(request, asked.selection, delta)
                 put_outputs(self._memory, asked, response.infer_response)
                 self._call.send(response)
@@ -202,6 +212,7 @@ class InferStream:
 
     def _end(self, generation: Generation, *, finish: bool = True) -> None:
         del self._running[generation]
+        self._plain.pop(generation, None)
         self._held.pop(generation, None)
         if finish:
             self._finish_if_done()

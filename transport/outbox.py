@@ -36,7 +36,8 @@ class Outbox:
     """Frames in the order in which they are to be written; `take` empties it.
 
     `drained` collects the ids of streams whose queue has become empty, `ended` of those whose last
-    frame is out. `data_frames` counts those sent.
+    frame is out. `data_frames` counts those sent, `pending` the bytes of data that `take` would
+    return.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class Outbox:
         self.drained: list[int] = []
         self.ended: list[int] = []
         self.data_frames = 0
+        self.pending = 0
         self._frames: list[bytes] = []
         # Streams that only the connection's window holds back, the next one first.
         self._waiting: dict[int, Outgoing] = {}
@@ -57,6 +59,7 @@ class Outbox:
         """Return all that may be written now."""
         data = b"".join(self._frames)
         self._frames.clear()
+        self.pending = 0
         return data
 
     def put(self, frame: bytes) -> None:
@@ -79,6 +82,7 @@ class Outbox:
         stream.window -= size
         self.window -= size
         self.data_frames += 1
+        self.pending += size
         self._frames.append(frame_head(size, DATA, 0, stream.stream_id))
         self._frames.append(data)
 
@@ -147,6 +151,7 @@ class Outbox:
         stream.window -= size
         self.window -= size
         self.data_frames += 1
+        self.pending += size
         self._frames.append(frame_head(size, DATA, 0, stream.stream_id))
         self._frames.append(chunk)
 

@@ -31,6 +31,7 @@ from transport.grpc_codec import (
 from transport.streams import Streams
 
 _OK = trailers(Code.OK, "", ())
+_TURN_BYTES = 64 * 1024
 
 
 class Link(Protocol):
@@ -46,8 +47,12 @@ class Link(Protocol):
         """Whether the peer reads too slowly to send more."""
         ...
 
+    def flush(self) -> None:
+        """Write what was sent."""
+        ...
+
     def flush_soon(self) -> None:
-        """Write what was sent in this turn of the event loop."""
+        """Write what is sent in this turn of the event loop."""
         ...
 
     def began(self, call: "ServerCall") -> None:
@@ -147,8 +152,14 @@ class ServerCall:
             packed = pack_message(data)
         else:
             packed = pack_message(compress(data, self._encoding), compressed=True)
-        self._link.flush_soon()
-        return self._link.streams.send(self.stream_id, packed)
+        streams = self._link.streams
+        sent = streams.send(self.stream_id, packed)
+        if streams.pending < _TURN_BYTES:
+            self._link.flush_soon()
+        else:
+            # So that a handler that produces much sees `writable` turn while it does.
+            self._link.flush()
+        return sent
 
     def _end(self, error: ServingError | None) -> None:
         """Send the status, behind all messages."""

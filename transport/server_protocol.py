@@ -94,7 +94,7 @@ class ServerProtocol(asyncio.Protocol):
             spread = 1 + random.uniform(-_AGE_SPREAD, _AGE_SPREAD)
             self._after("age", options.max_connection_age_s * spread, self._grow_old)
         self._on_open(self)
-        self._flush()
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, and write what follows from it."""
@@ -102,7 +102,7 @@ class ServerProtocol(asyncio.Protocol):
         self._cancel("dead")
         for event in self._connection.receive(data, now):
             self._handle(event)
-        self._flush()
+        self.flush()
 
     def pause_writing(self) -> None:
         """The kernel takes no more."""
@@ -126,11 +126,22 @@ class ServerProtocol(asyncio.Protocol):
         self._on_close(self)
 
     # ------------------------------------------------------------------ Link
+    def flush(self) -> None:
+        """Write what was sent."""
+        self._flushes = False
+        if self._transport is None or self._transport.is_closing():
+            return
+        data = self._connection.take()
+        if data:
+            self._transport.write(data)
+        if self._refusing and not self._calls and not len(self.streams):
+            self._transport.close()
+
     def flush_soon(self) -> None:
-        """Write what was sent in this turn of the event loop."""
+        """Write what is sent in this turn of the event loop."""
         if not self._flushes:
             self._flushes = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
     def began(self, call: ServerCall) -> None:
         """Pass on to the call what comes for its stream."""
@@ -158,7 +169,7 @@ class ServerProtocol(asyncio.Protocol):
         # Its answer tells that the client has seen the announcement: what it began is here.
         self._connection.ping(_GOING)
         self._after("going", _GOING_LIMIT_S, self._refuse_new)
-        self._flush()
+        self.flush()
 
     def stop_calls(self) -> None:
         """End every call because the server stops."""
@@ -168,7 +179,7 @@ class ServerProtocol(asyncio.Protocol):
     def close(self) -> None:
         """Write what is left and close."""
         if self._transport is not None:
-            self._flush()
+            self.flush()
             self._transport.close()
 
     def abort(self) -> None:
@@ -196,16 +207,6 @@ class ServerProtocol(asyncio.Protocol):
                     call.peer_gone()
                 self.close()
 
-    def _flush(self) -> None:
-        self._flushes = False
-        if self._transport is None or self._transport.is_closing():
-            return
-        data = self._connection.take()
-        if data:
-            self._transport.write(data)
-        if self._refusing and not self._calls and not len(self.streams):
-            self._transport.close()
-
     # ------------------------------------------------------------------ timers
     def _after(self, name: str, delay_s: float, then: Callable[[], None]) -> None:
         self._cancel(name)
@@ -232,7 +233,7 @@ class ServerProtocol(asyncio.Protocol):
             self._after("keepalive", wait_s - silent_s, self._ask_alive)
             return
         self._connection.ping(_ALIVE)
-        self._flush()
+        self.flush()
         self._after("dead", self._options.keepalive_timeout_s, self.abort)
         self._after("keepalive", wait_s, self._ask_alive)
 
@@ -245,7 +246,7 @@ class ServerProtocol(asyncio.Protocol):
         self._cancel("going")
         self._connection.refuse_new()
         self._refusing = True
-        self._flush()
+        self.flush()
 
 
 def _handle_call(

@@ -30,6 +30,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def pending(self) -> int:
+        """The bytes of data that wait for nothing but to be written."""
+        return self._out.pending
+
     def get(self, stream_id: int) -> Stream | None:
         """Return the stream if it is open."""
         return self._open.get(stream_id)
