@@ -273,6 +273,7 @@ class UnaryCall(ServerCall):
     _parse: Parse
     _request: bytes | None = None
     _task: asyncio.Task[None] | None = None
+    _gone = False
 
     def start(self, handler: UnaryHandler, parse: Parse) -> None:
         """Say what the message is for."""
@@ -289,23 +290,24 @@ class UnaryCall(ServerCall):
         message = self._parse(self._request)
         self._request = b""
         self._task = asyncio.get_running_loop().create_task(self._run(message))
+        # Not from within: a task that is cancelled before its first step runs no `finally`.
+        self._task.add_done_callback(self._returned)
 
     def _release(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
     def _report(self) -> None:
+        # Whoever waits for calls to end waits for their handlers, too.
+        self._gone = True
         if self._task is None or self._task.done():
             super()._report()
 
-    async def _run(self, message: Any) -> None:
-        try:
-            await self._answer(message)
-        finally:
-            # Not before: whoever waits for calls to end waits for their handlers.
+    def _returned(self, _: "asyncio.Task[None]") -> None:
+        if self._gone:
             super()._report()
 
-    async def _answer(self, message: Any) -> None:
+    async def _run(self, message: Any) -> None:
         try:
             answer = await self._handler(message, self.info)
             if not self._over:

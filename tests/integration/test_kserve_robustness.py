@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +138,7 @@ def running(stack: Stack) -> int:
     return stack.door.in_flight + stack.engine_load + stack.server.in_flight
 
 
+@pytest.mark.usefixtures("each_transport")
 async def test_rounds_of_misbehaving_clients_leave_nothing_behind(model_folder: Path) -> None:
     outcomes: Counter[str] = Counter()
     levels: list[Counter[str]] = []

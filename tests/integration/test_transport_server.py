@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from runtime.grpc_client import RpcChannel
 from runtime.grpc_options import NATIVE, GrpcOptions
 from runtime.rpc_server import RpcServer
+from tests.certificates import Authority
 from tests.integration.h2_client import POST, connected
 from tests.integration.rpc_probe import NAME, Probe, make_server, ready, running
 from tests.waiting import eventually
@@ -138,6 +140,22 @@ async def test_a_client_that_vanishes_ends_its_calls() -> None:
             await eventually(lambda: server.in_flight == 1)
         await asyncio.wait_for(probe.cancelled.wait(), 10)
         await eventually(lambda: server.in_flight == 0)
+
+
+async def test_a_client_that_does_not_ask_for_http2_is_closed(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "one")
+    tls, _ = authority.server()
+    server = make_server(Probe(), tls=tls.open(), transport=NATIVE)
+    address = await server.start()
+    context = ssl.create_default_context(cafile=str(authority.file))
+    try:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        writer.write(PREFACE + frame(4, 0, 0))
+        assert await reader.read(-1) == b""
+        writer.close()
+    finally:
+        await server.stop(0)
 
 
 async def test_a_unix_socket_will_do(tmp_path: Path) -> None:
