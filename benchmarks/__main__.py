@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import cpu, gateway_speed, router_follow, router_speed
+from benchmarks import cpu, gateway_speed, router_follow, router_speed, token_path
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
@@ -12,6 +12,7 @@ from benchmarks.soak import command as soak
 COMMANDS = {
     "cpu": cpu,
     "gateway": gateway_speed,
+    "token-path": token_path,
     "soak": soak,
     "overload": overload,
     "routing": routing,

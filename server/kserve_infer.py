@@ -155,6 +155,10 @@ class InferStream:
         except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
             self._send_error(message.id, error)
             return
+        self.watch(generation, asked)
+
+    def watch(self, generation: Generation, asked: Asked) -> None:
+        """Send what a request's generation has to say."""
         generation.on_ready = functools.partial(self._ready, generation)
         self._running[generation] = asked
         plain = PlainResponses(asked.request, asked.selection)

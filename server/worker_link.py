@@ -12,23 +12,21 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from runtime.errors import EngineFailed, ServingError, WorkerLost
+from runtime.errors import ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
 from server.metrics import FRAMES
+from server.slots import Slots
 from wire.cards import READY, WorkerInstance
-from wire.frames import FRAMES_HEADER, read_frame
-from wire.inference_pb2 import ModelStreamInferResponse
+from wire.frames import FRAMES_HEADER
 from wire.penstock_pb2 import ControlRequest
 from wire.pool import FLEET, KSERVE
 from wire.token_contract import encode_cancel, encode_token_request
-from wire.tokens import TokenDelta, TokenRequest, TokenSink
+from wire.tokens import TokenRequest, TokenSink
 
 if TYPE_CHECKING:
     from wire.penstock_pb2 import ControlAction
 
 log = logging.getLogger(__name__)
-
-SLOT_LIMIT = 2**31
 
 
 class WorkerLink:
@@ -57,8 +55,7 @@ class WorkerLink:
         self._on_change = on_change
         self._alongside = alongside
         self._stream: ClientStream | None = None
-        self._sinks: dict[int, TokenSink] = {}
-        self._next_slot = 0
+        self._slots = Slots(instance.instance_id)
         self._retiring = False
         self._frames_metric = FRAMES.labels(instance.card.name)
         self._complaint = ""
@@ -74,7 +71,7 @@ class WorkerLink:
     @property
     def running(self) -> int:
         """How many requests are on the stream."""
-        return len(self._sinks)
+        return len(self._slots)
 
     def asked_rank(self, rank: int) -> int | None:
         """How a request names a data-parallel rank: not at all where the worker has one only."""
@@ -115,27 +112,27 @@ class WorkerLink:
         """Send a request; returns its slot. Raises WorkerLost when not connected."""
         if self._stream is None or self._retiring:
             raise WorkerLost(f"worker {self.instance.instance_id} is not connected")
-        slot = self._free_slot()
+        slot = self._slots.free()
         self._stream.send(encode_token_request(request, self.instance.card.name, slot=slot))
-        self._sinks[slot] = sink
+        self._slots.put(slot, sink)
         return slot
 
     def cancel(self, slot: int) -> None:
         """Stop a request in the engine; unknown slots are ignored."""
-        if self._sinks.pop(slot, None) is not None and self._stream is not None:
+        if self._slots.drop(slot) and self._stream is not None:
             self._stream.send(encode_cancel(slot))
         self._end_if_retired()
 
     def finished(self, slot: int) -> None:
         """Forget a request whose last delta has come."""
-        self._sinks.pop(slot, None)
+        self._slots.drop(slot)
         self._end_if_retired()
 
     def retire(self) -> bool:
         """Take no more requests and let the running ones finish; False when there are none."""
         self._retiring = True
         self._set_connected(False)
-        return self._stream is not None and bool(self._sinks)
+        return self._stream is not None and len(self._slots) > 0
 
     async def run(self) -> None:
         """Hold the stream open until cancelled, or retired and idle."""
@@ -151,7 +148,7 @@ class WorkerLink:
                     with attempt:
                         await self._hold()
         finally:
-            self._lost("the front door let go of the worker")
+            self._slots.lose_all("the front door let go of the worker")
             # Discovery may tell of a worker's new state, which ends this link, before its answer.
             try:
                 await self._uncontrolled.wait()
@@ -177,7 +174,9 @@ class WorkerLink:
                     following = tasks.create_task(self._follow(self._alongside))
                 try:
                     async for frame in stream:
-                        self._deliver(frame)
+                        self.frames += 1
+                        self._frames_metric.inc()
+                        self._slots.deliver(frame)
                 except ServingError as error:
                     why = error.message
                 finally:
@@ -185,7 +184,7 @@ class WorkerLink:
                         following.cancel()
                     self._stream = None
                     self._set_connected(False)
-                    self._lost(why)
+                    self._slots.lose_all(why)
 
     async def _follow(self, alongside: Callable[[RpcChannel], Awaitable[None]]) -> None:
         try:
@@ -201,54 +200,11 @@ class WorkerLink:
             self._complaint = why
             log.warning("no connection to worker %s: %s", self.instance.instance_id, why)
 
-    def _deliver(self, frame: ModelStreamInferResponse) -> None:
-        self.frames += 1
-        self._frames_metric.inc()
-        for slot, delta in read_frame(frame):
-            sink = self._sinks.get(slot)
-            if sink is None:
-                continue
-            if isinstance(delta, ServingError):
-                del self._sinks[slot]
-                self._fail(sink, delta)
-            else:
-                self._put(slot, sink, delta)
-
-    def _put(self, slot: int, sink: TokenSink, delta: TokenDelta) -> None:
-        try:
-            sink.put(delta)
-        except Exception:
-            # It costs the one request: raised further, it would end the front door.
-            log.exception("worker %s: slot %d failed", self.instance.instance_id, slot)
-            self._fail(sink, EngineFailed("the worker's answer could not be read"))
-
-    def _fail(self, sink: TokenSink, error: ServingError) -> None:
-        try:
-            sink.fail(error)
-        except Exception:
-            # The other requests must hear of their ends too.
-            log.exception("worker %s: a request could not be failed", self.instance.instance_id)
-
-    def _lost(self, why: str) -> None:
-        sinks, self._sinks = self._sinks, {}
-        error_text = f"worker {self.instance.instance_id} was lost: {why}"
-        if sinks:
-            log.warning("%s; %d requests fail", error_text, len(sinks))
-        for sink in sinks.values():
-            self._fail(sink, WorkerLost(error_text))
-
     def _end_if_retired(self) -> None:
-        if self._retiring and not self._sinks and self._stream is not None:
+        if self._retiring and not len(self._slots) and self._stream is not None:
             self._stream.cancel()
 
     def _set_connected(self, connected: bool) -> None:
         if connected != self.connected:
             self.connected = connected
             self._on_change(self)
-
-    def _free_slot(self) -> int:
-        while self._next_slot in self._sinks:
-            self._next_slot = (self._next_slot + 1) % SLOT_LIMIT
-        slot = self._next_slot
-        self._next_slot = (slot + 1) % SLOT_LIMIT
-        return slot
