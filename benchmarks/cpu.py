@@ -19,6 +19,7 @@ import uvloop
 from benchmarks.processes import MODEL, cpu_s, fleet
 from benchmarks.yardstick import MESSAGE
 from runtime.grpc_client import RpcChannel
+from runtime.grpc_options import GRPCIO, NATIVE
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE, rpc_types
 
@@ -51,19 +52,22 @@ def text_request(tokens: int) -> Any:
     return request
 
 
-async def load(address: str, request: Any, *, streams: int) -> int:
-    """Run `streams` streams at once; returns how many messages came."""
-    channel = RpcChannel(address, rpc_types=rpc_types, keepalive_s=None)
+async def load(address: str, request: Any, *, streams: int, connections: int) -> int:
+    """Run `streams` streams at once, that share connections; returns how many messages came."""
+    channels = [
+        RpcChannel(address, rpc_types=rpc_types, keepalive_s=None) for _ in range(connections)
+    ]
 
-    async def one() -> int:
+    async def one(channel: RpcChannel) -> int:
         async with channel.stream(KSERVE, "ModelStreamInfer") as stream:
             stream.send(request)
             stream.half_close()
             return sum([1 async for answer in stream if _checked(answer)])
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one()) for _ in range(streams)]
-    await channel.close()
+        tasks = [group.create_task(one(channels[it % connections])) for it in range(streams)]
+    for channel in channels:
+        await channel.close()
     return sum(task.result() for task in tasks)
 
 
@@ -73,11 +77,13 @@ def _checked(answer: Any) -> bool:
     return True
 
 
-def measure(pids: dict[str, int], address: str, request: Any, streams: int) -> tuple[Any, int]:
+def measure(
+    pids: dict[str, int], address: str, request: Any, *, streams: int, connections: int
+) -> tuple[Any, int]:
     """Return CPU seconds per process name, and messages received."""
-    uvloop.run(load(address, request, streams=min(streams, 8)))
+    uvloop.run(load(address, request, streams=min(streams, 8), connections=1))
     before = {name: cpu_s(pid) for name, pid in pids.items()}
-    messages = uvloop.run(load(address, request, streams=streams))
+    messages = uvloop.run(load(address, request, streams=streams, connections=connections))
     return {name: cpu_s(pid) - before[name] for name, pid in pids.items()}, messages
 
 
@@ -85,21 +91,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--streams", type=int, default=64, help="concurrent streams")
     parser.add_argument("--tokens", type=int, default=400, help="tokens per stream")
+    parser.add_argument("--connections", type=int, default=16, help="that the streams share")
+    parser.add_argument("--transport", choices=(NATIVE, GRPCIO), default=NATIVE)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print one JSON object."""
     streams, tokens = options.streams, options.tokens
+    size = {"streams": streams, "connections": min(options.connections, streams)}
     total = streams * tokens
+    flags = ["--grpc-transport", options.transport]
     plain = pb.ModelInferRequest(id=str(tokens))
     with yardstick() as (pid, address):
-        bare, bare_messages = measure({"bare": pid}, address, plain, streams)
-    with fleet(front=["--no-http"], worker=["--sim-speedup", str(SPEEDUP)]) as (front, worker):
+        bare, bare_messages = measure({"bare": pid}, address, plain, **size)
+    pace = ["--sim-speedup", str(SPEEDUP), *flags]
+    with fleet(front=["--no-http", *flags], worker=pace) as (front, worker):
         pids = {"front_door": front.pid, "worker": worker.pid}
-        spent, messages = measure(pids, front.ready["grpc"], text_request(tokens), streams)
+        spent, messages = measure(pids, front.ready["grpc"], text_request(tokens), **size)
     bare_us = bare["bare"] / bare_messages * 1e6
     report = {
-        "streams": streams,
+        **size,
+        "transport": options.transport,
         "tokens": total,
         "messages_per_token": round(messages / total, 3),
         "message_bytes": len(MESSAGE),

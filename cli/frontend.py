@@ -22,6 +22,7 @@ from runtime.lifecycle import (
 )
 from runtime.logs import configure_logging
 from runtime.metrics import set_build_info
+from runtime.process import settle_memory
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
@@ -110,6 +111,7 @@ async def _run(config: FrontendConfig) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 await process.start(tasks)
+                settle_memory()
                 announcing = tasks.create_task(process.announce())
                 _LOG.info("stopping: %s", await stop.wait())
                 announcing.cancel()

@@ -42,7 +42,7 @@ class GrpcServerOptions:
     )  # fmt: skip
 
     grpc_transport: str = option(
-        GRPCIO, help="what carries gRPC: native, which costs a fraction of the CPU, or grpcio",
+        NATIVE, help="what carries gRPC: this server's own transport, or grpcio",
         group="Listening", choices=(NATIVE, GRPCIO),
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ class GrpcOptions:
     compression: str = "none"
     handshake_timeout_s: float = 10.0
     share_port: bool = False
-    transport: str = GRPCIO
+    transport: str = NATIVE
 
     def channel_args(self) -> list[tuple[str, int]]:
         """Return the C-core arguments.

@@ -42,7 +42,8 @@ class Generation:
     when there is something to take and was nothing before; for a request that does not stream,
     only at its end. Set it before control returns to the event loop. Call `take` until it returns
     None, the final delta, or raises. Exactly one end: a delta with usage, an error from `take`,
-    or `cancel`. `route` goes with the next delta taken.
+    or `cancel`. `route` goes with the next delta taken. `on_text` is for whoever wants nothing but
+    the text of a stream of one choice, and can take it at once.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Generation:
         self.request = request
         self.record = record
         self.on_ready: Callable[[], None] = _nobody
+        self.on_text: Callable[[str], bool] | None = None
         self.ended = False
         self.route: Route | None = None
         self._prompt_ids: Sequence[int] = ()
@@ -78,6 +80,32 @@ class Generation:
             text = prompt.text if prompt.text is not None else codec.text_of(prompt.token_ids)
             self._pending = {i: ChoiceDelta(index=i, text=text) for i in range(count)}
 
+    def put_tokens(self, token_ids: list[int], now: float) -> None:
+        """Take new tokens of the one choice of a request, and nothing else; see SlotSink.
+
+        Nearly every token of nearly every stream comes here: `on_text`, where there is one, gets
+        its text at once, unless something waits to be taken, and says whether it could take it.
+        """
+        record = self.record
+        if (
+            self.on_text is None
+            or self.ended
+            or self._parsers
+            or self._pending
+            or self.route is not None
+            or record.first_s is None
+        ):
+            self.put(TokenDelta(token_ids=token_ids))
+            return
+        record.token(now, first_choice=True)
+        text = self._decoders[0].plain_text(token_ids)
+        if text is None:
+            self._feed(TokenDelta(token_ids=token_ids))
+            return
+        record.output_tokens += len(token_ids)
+        if not self.on_text(text):
+            self._merge(ChoiceDelta(text=text, token_ids=token_ids))
+
     def put(self, delta: TokenDelta) -> None:
         """Take new tokens of one choice."""
         if self.ended:
@@ -97,6 +125,10 @@ class Generation:
             return
         if delta.finish_reason is not None:
             self._engine_open -= 1
+        self._feed(delta)
+
+    def _feed(self, delta: TokenDelta) -> None:
+        record = self.record
         decoder = self._decoders[delta.index]
         if decoder.finished:
             return

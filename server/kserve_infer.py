@@ -164,6 +164,8 @@ class InferStream:
         plain = PlainResponses(asked.request, asked.selection)
         if plain.fits and not asked.places:
             self._plain[generation] = plain
+            if asked.request.stream and not asked.request.separate_reasoning:
+                generation.on_text = functools.partial(self._text, plain)
 
     def on_half_close(self) -> None:
         """Finish once everything is answered."""
@@ -184,6 +186,15 @@ class InferStream:
         self._plain.clear()
         for generation in running:
             generation.cancel()
+
+    def _text(self, plain: PlainResponses, text: str) -> bool:
+        if not self._call.writable:
+            return False
+        written = plain.text(text)
+        if written is None:
+            return False
+        self._call.send(written)
+        return True
 
     def _ready(self, generation: Generation) -> None:
         if self._call.writable:

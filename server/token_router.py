@@ -137,6 +137,10 @@ class _Routed:
                 self._owner.ended(request_id)
         self._sink.put(delta)
 
+    def put_tokens(self, token_ids: list[int], now: float) -> None:
+        """Hand tokens on."""
+        self.put(TokenDelta(token_ids=token_ids))
+
     def fail(self, error: ServingError) -> None:
         """Try another worker, or hand the error on."""
         if self._link is not None:

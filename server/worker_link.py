@@ -15,13 +15,13 @@ from tenacity import (
 from runtime.errors import ServingError, WorkerLost
 from runtime.grpc_client import ClientStream, RpcChannel
 from server.metrics import FRAMES
-from server.slots import Slots
+from server.slots import Slots, SlotSink
 from wire.cards import READY, WorkerInstance
 from wire.frames import FRAMES_HEADER
 from wire.penstock_pb2 import ControlRequest
 from wire.pool import FLEET, KSERVE
 from wire.token_contract import encode_cancel, encode_token_request
-from wire.tokens import TokenRequest, TokenSink
+from wire.tokens import TokenRequest
 
 if TYPE_CHECKING:
     from wire.penstock_pb2 import ControlAction
@@ -108,7 +108,7 @@ class WorkerLink:
         state: str = answer.state
         return state
 
-    def submit(self, request: TokenRequest, sink: TokenSink) -> int:
+    def submit(self, request: TokenRequest, sink: SlotSink) -> int:
         """Send a request; returns its slot. Raises WorkerLost when not connected."""
         if self._stream is None or self._retiring:
             raise WorkerLost(f"worker {self.instance.instance_id} is not connected")

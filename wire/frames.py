@@ -151,37 +151,69 @@ class FrameWriter:
             extras.embedding = delta.embedding
 
 
-def read_frame(response: ModelStreamInferResponse) -> list[tuple[int, TokenDelta | ServingError]]:
-    """Return the rows of a step frame as (slot, delta or error), in the order written.
+class StepFrame:
+    """A step frame as columns: row i has `counts[i]` of `token_ids`, in order, for `slots[i]`.
 
     Raises InternalError when the frame is malformed, or carries an in-band error instead of rows.
     """
-    if response.error_message:
-        raise InternalError(f"the worker's stream says: {response.error_message}")
-    try:
-        return _rows(response.infer_response)
-    except (KeyError, ValueError, msgspec.DecodeError) as error:
-        raise InternalError(f"malformed step frame: {error}") from error
+
+    __slots__ = ("_choices", "_extras", "_finish", "counts", "slots", "token_ids")
+
+    def __init__(self, response: ModelStreamInferResponse) -> None:
+        if response.error_message:
+            raise InternalError(f"the worker's stream says: {response.error_message}")
+        try:
+            self._read(response.infer_response)
+        except (KeyError, ValueError, msgspec.DecodeError) as error:
+            raise InternalError(f"malformed step frame: {error}") from error
+
+    def _read(self, message: ModelInferResponse) -> None:
+        raws = message.raw_output_contents
+        column = {it.name: raw for it, raw in zip(message.outputs, raws, strict=True)}
+        self.slots = _numbers("I", column["slot"])
+        self.counts = _numbers("I", column["n_tok"])
+        self.token_ids = _numbers("I", column["token_ids"])
+        self._finish = column["finish"]
+        self._choices = _numbers("H", column["choice"]) if "choice" in column else None
+        self._extras = _decode_extras(column["extras"][4:]) if "extras" in column else {}
+        columns = [
+            self.counts,
+            self._finish,
+            self.slots if self._choices is None else self._choices,
+        ]
+        if any(len(it) != len(self.slots) for it in columns):
+            raise ValueError(f"columns of other lengths than {len(self.slots)}")
+        if not _FINISH.keys() >= set(self._finish):
+            raise ValueError("an unknown finish")
+        if sum(self.counts) != len(self.token_ids):
+            raise ValueError(
+                f"{len(self.token_ids)} token ids where n_tok adds up to {sum(self.counts)}"
+            )
+
+    def is_plain(self, row: int) -> bool:
+        """Whether a row is some tokens of choice 0, and nothing else."""
+        return (
+            not self._finish[row]
+            and (self._choices is None or not self._choices[row])
+            and row not in self._extras
+        )
+
+    def delta(self, row: int, token_ids: list[int]) -> TokenDelta | ServingError:
+        """Return all of a row that has these tokens."""
+        choice = 0 if self._choices is None else self._choices[row]
+        finish = _FINISH[self._finish[row]]
+        delta = TokenDelta(index=choice, token_ids=token_ids, finish_reason=finish)
+        extras = self._extras.get(row)
+        return delta if extras is None else _with_extras(delta, extras)
 
 
-def _rows(message: ModelInferResponse) -> list[tuple[int, TokenDelta | ServingError]]:
-    raws = message.raw_output_contents
-    column = {it.name: raw for it, raw in zip(message.outputs, raws, strict=True)}
-    slots = _numbers("I", column["slot"])
-    counts = _numbers("I", column["n_tok"])
-    token_ids = _numbers("I", column["token_ids"])
-    choices = _numbers("H", column["choice"]) if "choice" in column else [0] * len(slots)
-    extras = _decode_extras(column["extras"][4:]) if "extras" in column else {}
-    if sum(counts) != len(token_ids):
-        raise ValueError(f"{len(token_ids)} token ids where n_tok adds up to {sum(counts)}")
-    rows: list[tuple[int, TokenDelta | ServingError]] = []
-    at = 0
-    columns = zip(slots, choices, counts, column["finish"], strict=True)
-    for row, (slot, choice, count, finish) in enumerate(columns):
-        end = at + count
-        delta = TokenDelta(index=choice, token_ids=token_ids[at:end], finish_reason=_FINISH[finish])
-        at = end
-        rows.append((slot, _with_extras(delta, extras[row]) if row in extras else delta))
+def read_frame(response: ModelStreamInferResponse) -> list[tuple[int, TokenDelta | ServingError]]:
+    """Return the rows of a step frame as (slot, delta or error), in the order written."""
+    frame = StepFrame(response)
+    rows, at = [], 0
+    for row, (slot, count) in enumerate(zip(frame.slots, frame.counts, strict=True)):
+        rows.append((slot, frame.delta(row, frame.token_ids[at : at + count])))
+        at += count
     return rows
 
 

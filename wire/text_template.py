@@ -59,7 +59,11 @@ class PlainResponses:
         choices = delta.choices
         if len(choices) != 1 or choices[0].stop_reason is not None:
             return None
-        text = choices[0].text.encode()
+        return self.text(choices[0].text)
+
+    def text(self, new: str) -> bytes | None:
+        """Return the same for a delta of text alone; None for a long one."""
+        text = new.encode()
         size, head = len(text), self._head
         if size > _SHORT or len(head) > 500:
             return None

@@ -45,7 +45,7 @@ class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
         8001, help="gRPC port; 0 picks a free one", group="Listening", least=0, most=MAX_PORT
     )
     grpc_transport: str = option(
-        GRPCIO, help="what carries gRPC: native, which costs a fraction of the CPU, or grpcio",
+        NATIVE, help="what carries gRPC: this server's own transport, or grpcio",
         group="Listening", choices=(NATIVE, GRPCIO),
     )  # fmt: skip
     advertise_host: str | None = option(

@@ -53,6 +53,15 @@ class ChoiceDecoder:
                 return ChoiceDelta(index=self._index, text=text, token_ids=token_ids)
         return self._decode(delta)
 
+    def plain_text(self, token_ids: Sequence[int]) -> str | None:
+        """What `feed` makes of tokens that are neither the last nor have log probabilities.
+
+        None where that is more than text: `feed` has to be asked.
+        """
+        if self._matcher is not None or self.finished:
+            return None
+        return self._detokenizer.feed(token_ids)
+
     def prompt_logprobs(
         self, positions: Sequence[Position], token_ids: Sequence[int]
     ) -> list[TokenText]:
