@@ -21,7 +21,7 @@ from server.text.codec import TextCodec
 from transport.codes import END_HEADERS, HEADERS, PREFACE
 from transport.connection import Connection, Limits
 from transport.frames import frame, settings_frame, window_frame
-from transport.grpc_codec import IDENTITY, MessageReader
+from transport.grpc_codec import IDENTITY, PLAIN, MessageReader
 from transport.header_blocks import encode_headers
 from transport.server_call import StreamCall
 from transport.streams import Streams
@@ -84,7 +84,7 @@ def _streams(codec: TextCodec, count: int, links: list[_Link]) -> dict[int, Gene
         link, stream_id = links[slot % len(links)], slot // len(links) * 2 + 1
         link.connection.receive(frame(HEADERS, END_HEADERS, stream_id, _REQUEST), 0.0)
         info = CallInfo(method="ModelStreamInfer")
-        call = StreamCall(link, stream_id, info, MessageReader(IDENTITY, -1), IDENTITY)
+        call = StreamCall(link, stream_id, info, MessageReader(IDENTITY, -1), PLAIN)
         request = GenerateRequest(request_id=str(slot), model="m", sampling=Sampling(), prompt="x")
         record = RequestRecord(request_id=str(slot), endpoint="ModelStreamInfer", started_s=0.0)
         record.admitted("m")

@@ -13,6 +13,7 @@ from runtime.rpc_status import status_of
 from transport.events import RequestStarted
 from transport.grpc_codec import (
     IDENTITY,
+    PLAIN,
     MessageReader,
     chosen_encoding,
     http_error,
@@ -118,7 +119,7 @@ class Dispatch:
             metadata, principal = caller_of(pairs, route.access, max_bytes=most)
         except Unauthenticated as error:
             info = CallInfo(method=route.method.rpartition("/")[2], peer=peer)
-            refused = RefusedCall(link, request.stream_id, info, reader, IDENTITY)
+            refused = RefusedCall(link, request.stream_id, info, reader, PLAIN)
             refused.end_later(error, REFUSAL_DELAY_S)
             return refused
         info = CallInfo(

@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 from urllib.parse import quote
 
 from runtime.errors import (
@@ -42,9 +43,20 @@ def pack_message(data: bytes, *, compressed: bool = False) -> bytes:
     return _prefix.pack(compressed, len(data)) + data
 
 
-def compress(data: bytes, encoding: str) -> bytes:
-    """Return the message in one of the encodings of ACCEPTED, identity left out."""
-    made = zlib.compressobj(wbits=_WBITS[encoding])
+class Encoding(NamedTuple):
+    """How messages are compressed: a name of ACCEPTED, and zlib's level."""
+
+    name: str = IDENTITY
+    level: int = 6
+
+
+PLAIN = Encoding()
+_LEVELS = {"low": 1, "medium": 6, "high": 9}
+
+
+def compress(data: bytes, encoding: Encoding) -> bytes:
+    """Return the message compressed; not for PLAIN."""
+    made = zlib.compressobj(encoding.level, wbits=_WBITS[encoding.name])
     return made.compress(data) + made.flush()
 
 
@@ -171,12 +183,13 @@ def http_error(status: int) -> bytes:
     return encode_headers([(":status", str(status)), ("content-length", "0")])
 
 
-def chosen_encoding(compression: str, accepted: str) -> str:
+def chosen_encoding(compression: str, accepted: str) -> Encoding:
     """Return how answers are compressed: by the server's level, with what the client accepts."""
     if compression == "none":
-        return IDENTITY
+        return PLAIN
     offered = {it.strip() for it in accepted.split(",")}
-    return next((it for it in ("gzip", "deflate") if it in offered), IDENTITY)
+    name = next((it for it in ("gzip", "deflate") if it in offered), IDENTITY)
+    return Encoding(name, _LEVELS[compression])
 
 
 def _status(

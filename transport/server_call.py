@@ -21,6 +21,7 @@ from runtime.rpc_calls import Parse
 from runtime.rpc_status import status_of
 from transport.grpc_codec import (
     IDENTITY,
+    Encoding,
     MessageReader,
     compress,
     pack_message,
@@ -68,7 +69,7 @@ class ServerCall:
     """Reads messages, answers, and ends exactly once. Subclasses say what a message starts."""
 
     def __init__(
-        self, link: Link, stream_id: int, info: CallInfo, reader: MessageReader, encoding: str
+        self, link: Link, stream_id: int, info: CallInfo, reader: MessageReader, encoding: Encoding
     ) -> None:
         self.info = info
         self.stream_id = stream_id
@@ -141,14 +142,14 @@ class ServerCall:
     def _send_headers(self) -> None:
         if not self._headers_sent:
             self._headers_sent = True
-            block = response_headers(self._encoding, self._metadata)
+            block = response_headers(self._encoding.name, self._metadata)
             self._link.streams.respond(self.stream_id, block)
 
     def _send(self, message: Any) -> bool:
         """Send one message; returns whether all of it is on its way."""
         data = message if isinstance(message, bytes) else message.SerializeToString()
         self._send_headers()
-        if self._encoding == IDENTITY:
+        if self._encoding.name == IDENTITY:
             packed = pack_message(data)
         else:
             packed = pack_message(compress(data, self._encoding), compressed=True)

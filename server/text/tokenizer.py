@@ -4,6 +4,7 @@ Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and
 `generation_config.json` of a Hugging Face model folder; only the first one must exist.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import msgspec
 import tokenizers
 
 from runtime.errors import InvalidConfig, InvalidRequest
+from server.text.fast_encoder import open_fast_encoder
+
+_log = logging.getLogger(__name__)
 
 _NAMED_TOKENS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -44,9 +48,20 @@ class Tokenizer:
         self.added_ids = frozenset(added)
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self._fast = open_fast_encoder(backend)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether texts are encoded by the faster encoder."""
+        return self._fast is not None
 
     def encode(self, text: str, *, add_special_tokens: bool, param: str | None = None) -> list[int]:
         """Return the ids of `text`. Raises InvalidRequest (with `param`) if it is not Unicode."""
+        if self._fast is not None:
+            try:
+                return self._fast.encode(text, add_special_tokens=add_special_tokens)
+            except Exception:  # noqa: BLE001 - what it cannot do, the backend does or refuses
+                _log.debug("a text that the fast encoder refuses", exc_info=True)
         try:
             # The batch call, unlike `encode`, lets other threads run meanwhile.
             encoded = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from runtime.errors import Code, InternalError, InvalidRequest, RequestTooLarge, Unsupported
 from transport.grpc_codec import (
+    PLAIN,
+    Encoding,
     MessageReader,
     chosen_encoding,
     compress,
@@ -44,7 +46,9 @@ def test_messages_may_be_cut_anywhere(messages: list[bytes], size: int) -> None:
 @given(MESSAGES)
 def test_compressed_messages_come_back(encoding: str, messages: list[bytes]) -> None:
     reader = MessageReader(encoding, -1)
-    sent = b"".join(pack_message(compress(it, encoding), compressed=True) for it in messages)
+    sent = b"".join(
+        pack_message(compress(it, Encoding(encoding)), compressed=True) for it in messages
+    )
     # Each message says for itself whether it is compressed.
     assert reader.feed(sent + pack_message(b"plain")) == [*messages, b"plain"]
 
@@ -62,7 +66,7 @@ def test_the_limit_is_for_what_is_unpacked(encoding: str) -> None:
     plain, bomb = bytes(1001), bytes(10**7)
     sent = pack_message(plain)
     if encoding == "gzip":
-        sent = pack_message(compress(bomb, "gzip"), compressed=True)[: 10**5]
+        sent = pack_message(compress(bomb, Encoding("gzip")), compressed=True)[: 10**5]
         assert len(sent) < 20_000
     with pytest.raises(RequestTooLarge):
         MessageReader(encoding, 1000 if encoding == "identity" else 20_000).feed(sent)
@@ -134,7 +138,14 @@ def test_a_status_is_percent_encoded() -> None:
 def test_answers_say_how_they_are_compressed() -> None:
     assert ("grpc-encoding", "gzip") in decoded(response_headers("gzip", {"a": "b"}))
     assert "grpc-encoding" not in dict(decoded(response_headers("identity", {})))
-    assert chosen_encoding("none", "gzip") == "identity"
-    assert chosen_encoding("low", "identity, deflate") == "deflate"
-    assert chosen_encoding("high", "deflate,gzip") == "gzip"
-    assert chosen_encoding("high", "") == "identity"
+    assert chosen_encoding("none", "gzip") == PLAIN
+    assert chosen_encoding("low", "identity, deflate") == ("deflate", 1)
+    assert chosen_encoding("high", "deflate,gzip") == ("gzip", 9)
+    assert chosen_encoding("high", "").name == "identity"
+
+
+def test_a_higher_level_compresses_more() -> None:
+    text = " ".join(str(it * it) for it in range(20_000)).encode()
+    sizes = [len(compress(text, Encoding("gzip", level))) for level in (1, 6, 9)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[2]
