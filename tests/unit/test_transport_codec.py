@@ -146,6 +146,5 @@ def test_answers_say_how_they_are_compressed() -> None:
 
 def test_a_higher_level_compresses_more() -> None:
     text = " ".join(str(it * it) for it in range(20_000)).encode()
-    sizes = [len(compress(text, Encoding("gzip", level))) for level in (1, 6, 9)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > sizes[2]
+    low, high = (len(compress(text, Encoding("gzip", level))) for level in (1, 9))
+    assert low > high
