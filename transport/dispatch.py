@@ -70,7 +70,7 @@ class Dispatch:
         if headers[b":method"] != b"POST":
             streams.end(request.stream_id, http_error(405))
             return None
-        if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+        if not _is_grpc(headers.get(b"content-type", b"")):
             streams.end(request.stream_id, http_error(415))
             return None
         route = self._routes.get(headers[b":path"])
@@ -138,3 +138,8 @@ class Dispatch:
         unary = UnaryCall(*made)
         unary.start(route.unary, route.parse)
         return unary
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    """application/grpc, with a suffix for the messages' form perhaps; not application/grpc-web."""
+    return content_type.startswith(b"application/grpc") and content_type[16:17] in b"+;"

@@ -149,10 +149,7 @@ class NativeServer:
         self._closed.set()
 
     def _bind(self) -> socket.socket:
-        found = socket.getaddrinfo(
-            self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, _, _, _, address = found[0]
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listening = socket.socket(family, socket.SOCK_STREAM)
         try:
             # Accepted sockets inherit it: an answer must not wait for the one before to be acked.
@@ -161,7 +158,7 @@ class NativeServer:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             else:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
+            listening.bind((self._host, self._port))
             listening.setblocking(False)
             listening.listen(_BACKLOG)
         except OSError:

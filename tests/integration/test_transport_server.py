@@ -62,7 +62,12 @@ async def test_what_is_wrong_with_a_call_is_its_status(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "status"), [(":method", "GET", "405"), ("content-type", "text/plain", "415")]
+    ("name", "value", "status"),
+    [
+        (":method", "GET", "405"),
+        ("content-type", "text/plain", "415"),
+        ("content-type", "application/grpc-web", "415"),
+    ],
 )
 async def test_what_is_no_grpc_gets_an_http_error(name: str, value: str, status: str) -> None:
     base = [(key, value if key == name else it) for key, it in POST]
