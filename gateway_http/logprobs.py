@@ -25,11 +25,8 @@ def chat_logprobs(tokens: Sequence[TokenText], top: int) -> dict[str, Any]:
 
 
 def _chat_token(token: TokenText) -> dict[str, Any]:
-    return {
-        "token": token.token,
-        "logprob": shown(token.logprob),
-        "bytes": list(token.token.encode("utf-8", "surrogatepass")),
-    }
+    data = token.token.encode("utf-8", "surrogatepass") if token.part is None else token.part
+    return {"token": token.token, "logprob": shown(token.logprob), "bytes": list(data)}
 
 
 def completion_logprobs(tokens: Sequence[TokenText], top: int, offset: int) -> dict[str, Any]:

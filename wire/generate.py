@@ -67,10 +67,14 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenText(msgspec.Struct, frozen=True, kw_only=True):
-    """A token as text, with its log probability and those of the likeliest others."""
+    """A token as text, with its log probability and those of the likeliest others.
+
+    `part` are the bytes of one that is no text by itself, a part of a character perhaps.
+    """
 
     token_id: int
     token: str
+    part: bytes | None = None
     logprob: float
     rank: int | None = None
     top: tuple["TokenText", ...] = ()

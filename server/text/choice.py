@@ -23,6 +23,7 @@ class ChoiceDecoder:
         detokenizer: Detokenizer,
         *,
         token_text: Callable[[int], str],
+        token_part: Callable[[int], bytes | None] = lambda _: None,
         sampling: Sampling,
         end_ids: frozenset[int] = frozenset(),
         index: int = 0,
@@ -31,6 +32,7 @@ class ChoiceDecoder:
         self._index = index
         self._detokenizer = detokenizer
         self._token_text = token_text
+        self._token_part = token_part
         self._sampling = sampling
         self._end_ids = end_ids
         stops = sampling.stop_strings
@@ -140,6 +142,7 @@ class ChoiceDecoder:
         return TokenText(
             token_id=own.token_id,
             token=self._token_text(own.token_id),
+            part=self._token_part(own.token_id),
             logprob=own.logprob,
             rank=own.rank,
             top=top,
@@ -159,6 +162,7 @@ class ChoiceDecoder:
         return TokenText(
             token_id=entry.token_id,
             token=self._token_text(entry.token_id),
+            part=self._token_part(entry.token_id),
             logprob=entry.logprob,
             rank=entry.rank,
         )

@@ -113,6 +113,7 @@ class TextCodec:
         return ChoiceDecoder(
             detokenizer,
             token_text=self._detokenization.token_text,
+            token_part=self._detokenization.token_part,
             sampling=sampling,
             end_ids=self.eos_ids.union(sampling.stop_token_ids),
             index=index,

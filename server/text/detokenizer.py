@@ -73,6 +73,12 @@ class Detokenization:
             return self._pieces[False][token_id] or ""
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
+    def token_part(self, token_id: int) -> bytes | None:
+        """Return the bytes of a token that are no whole characters; None for all others."""
+        if self._kind is not DecoderKind.BYTES or self._bytes[False][token_id] is not None:
+            return None
+        return self._bytes[False].raw(token_id)
+
 
 class ByteDetokenizer:
     """For ByteLevel decoders: a table look-up per token, UTF-8 decoding for partial characters."""

@@ -2,14 +2,17 @@
 
 import json
 
+import msgspec
 import pytest
 
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests
+from gateway_http.logprobs import chat_logprobs
 from gateway_http.openai import decode_body
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
+from wire.generate import TokenText
 
 ORIGIN = Origin(request_id="r1", endpoint="/v1/test")
 USER = {"role": "user", "content": "Hi"}
@@ -250,3 +253,11 @@ def test_a_missing_field_is_named():
 def test_a_body_that_is_no_json_object_is_refused(data):
     with pytest.raises(InvalidRequest):
         decode_body(data, ChatCompletionRequest)
+
+
+def test_the_bytes_of_a_token_are_its_own_also_where_it_is_part_of_a_character() -> None:
+    whole = TokenText(token_id=1, token="é", logprob=-1.0)
+    part = TokenText(token_id=2, token="\N{REPLACEMENT CHARACTER}", part=b"\xf0\x9f", logprob=-2.0)
+    shown = chat_logprobs([msgspec.structs.replace(part, top=(whole, part))], 2)["content"][0]
+    assert shown["bytes"] == [0xF0, 0x9F]
+    assert [it["bytes"] for it in shown["top_logprobs"]] == [[0xC3, 0xA9], [0xF0, 0x9F]]

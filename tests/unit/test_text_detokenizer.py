@@ -160,6 +160,17 @@ def test_token_texts_joined_are_the_text(name: str) -> None:
     assert any(text.startswith(" ") for text in texts)
 
 
+def test_tokens_that_are_parts_of_characters_have_the_bytes_of_the_text() -> None:
+    text = "a 😀 naïve 日本"
+    tokenizer, detokenization = SAMPLES["byte level"], DETOKENIZATIONS["byte level"]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    parts = [detokenization.token_part(token_id) for token_id in ids]
+    assert any(part is not None for part in parts)
+    texts = [detokenization.token_text(token_id).encode() for token_id in ids]
+    whole = b"".join(it if part is None else part for it, part in zip(texts, parts, strict=True))
+    assert whole.decode() == text
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 49_151), max_size=40), st.lists(st.integers(0, 40)), st.booleans())
 def test_random_streams_of_the_bundled_model_decode_alike(
