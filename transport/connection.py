@@ -60,7 +60,6 @@ from transport.frames import (
 )
 from transport.guard import MALFORMED, REFUSED, Guard
 from transport.header_blocks import (
-    NO_TABLE,
     HeaderReader,
     Headers,
     check_request,
@@ -105,7 +104,6 @@ class Connection:
         self._window = Window(limits.connection_window)
         self._last_id = 0
         self._refuse_after = MAX_STREAM_ID
-        self._first_block = NO_TABLE
         self._failed = False
         self._now = 0.0
         settings = {
