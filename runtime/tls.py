@@ -30,12 +30,16 @@ class ServerPem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPem:
-    """A client's checked files of one moment; without `ca` the public authorities are trusted."""
+    """A client's checked files of one moment; without `ca` the public authorities are trusted.
+
+    `http2_context` holds the same for asyncio, and speaks HTTP/2, by ALPN.
+    """
 
     ca: bytes | None
     cert: bytes | None
     key: bytes | None = field(repr=False)
     server_name: str | None
+    http2_context: ssl.SSLContext
 
 
 ServerIdentity: TypeAlias = Reloading[ServerPem]
@@ -114,11 +118,17 @@ class ClientTls:
     def _read(self) -> ClientPem:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         ca = cert = key = None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2"])
         if self.ca is not None:
             ca = _read_certificates(context, self.flags, "ca", self.ca)
+        else:
+            context.load_default_certs()
         if self.cert is not None and self.key is not None:
             cert, key = _read_pair(context, self.flags, self.cert, self.key)
-        return ClientPem(ca=ca, cert=cert, key=key, server_name=self.server_name)
+        return ClientPem(
+            ca=ca, cert=cert, key=key, server_name=self.server_name, http2_context=context
+        )
 
 
 class RotatingContext(ssl.SSLContext):

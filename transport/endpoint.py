@@ -92,7 +92,7 @@ class Endpoint:
         self._headers = HeaderReader(limits.max_header_bytes)
         self._guard = Guard()
         self._out = Outbox()
-        self.streams = Streams(self._out)
+        self.streams = self._make_streams(self._out)
         self._events: list[Event] = []
         self._blocks = BlockReader(limits.max_header_bytes)
         self._window = Window(limits.connection_window)
@@ -156,6 +156,8 @@ class Endpoint:
             self._events.append(ConnectionFailed(code, text))
 
     # ------------------------------------------------------------------ for either side
+    _make_streams: type[Streams] = Streams
+
     def _on_block(self, block: Block) -> None:
         """Take a whole header block."""
         raise NotImplementedError

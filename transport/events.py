@@ -66,8 +66,33 @@ class ConnectionFailed:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseStarted:
+    """An answer begins. `ended`: its headers are all of it."""
+
+    stream_id: int
+    headers: Headers
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrailersReceived:
+    """An answer ends."""
+
+    stream_id: int
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class GoingAway:
+    """The server takes no more streams."""
+
+
 Event: TypeAlias = (
     RequestStarted
+    | ResponseStarted
+    | TrailersReceived
+    | GoingAway
     | DataReceived
     | StreamReset
     | Drained

@@ -134,6 +134,15 @@ def read_timeout(text: str) -> float:
     return int(match[1]) * _UNITS_S[match[2]]
 
 
+def write_timeout(seconds: float) -> str:
+    """Return a grpc-timeout: at most eight digits, in the finest unit that they have room for."""
+    for unit in ("u", "m", "S", "M", "H"):
+        count = max(0, round(seconds / _UNITS_S[unit]))
+        if count < 10**8:
+            return f"{count}{unit}"
+    return "99999999H"
+
+
 def read_metadata(headers: Headers) -> list[tuple[str, str | bytes]]:
     """Return a request's metadata: text, and bytes for names that end in -bin.
 

@@ -12,9 +12,15 @@ class Window:
 
     def take(self, size: int) -> int | None:
         """Take bytes; returns the increment to announce, 0 for none, None for an overflow."""
+        return self.give_back(size) if self.hold(size) else None
+
+    def hold(self, size: int) -> bool:
+        """Take bytes that are given back later; returns whether they fit."""
         self._left -= size
-        if self._left < 0:
-            return None
+        return self._left >= 0
+
+    def give_back(self, size: int) -> int:
+        """Let the peer send so many more; returns the increment to announce, 0 for none."""
         self._taken += size
         if self._taken * 2 < self._size:
             return 0

@@ -232,10 +232,11 @@ class ServerProtocol(asyncio.Protocol):
         if silent_s < wait_s:
             self._after("keepalive", wait_s - silent_s, self._ask_alive)
             return
-        self._connection.ping(_ALIVE)
-        self.flush()
-        self._after("dead", self._options.keepalive_timeout_s, self.abort)
         self._after("keepalive", wait_s, self._ask_alive)
+        if "dead" not in self._timers:
+            self._connection.ping(_ALIVE)
+            self.flush()
+            self._after("dead", self._options.keepalive_timeout_s, self.abort)
 
     def _grow_old(self) -> None:
         self.drain()

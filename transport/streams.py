@@ -8,15 +8,19 @@ from transport.outbox import Outbox, Outgoing
 
 
 class Stream:
-    """A request: whether more may come, how much (`left`: of its content-length), its answer."""
+    """A stream: whether more may come, how much (`left`: of a content-length), and what we send.
 
-    __slots__ = ("left", "open", "out", "window")
+    Of a client's: whether its answer has begun, and whether all of its request is on its way.
+    """
+
+    __slots__ = ("answered", "left", "open", "out", "sent", "window")
 
     def __init__(self, out: Outgoing, window: int, left: int | None, *, ended: bool) -> None:
         self.open = not ended
         self.window = Window(window)
         self.left = left
         self.out = out
+        self.answered = self.sent = False
 
 
 class Streams:
@@ -43,6 +47,10 @@ class Streams:
         """Begin a stream that takes `window` bytes."""
         out = Outgoing(stream_id, self._out.initial_window)
         self._open[stream_id] = Stream(out, window, left, ended=ended)
+
+    def ids(self) -> list[int]:
+        """Return the ids of those that are open."""
+        return list(self._open)
 
     def outgoing(self) -> list[Outgoing]:
         """Return the sending sides."""

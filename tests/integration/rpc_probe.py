@@ -10,7 +10,7 @@ from runtime.grpc_options import GrpcOptions
 from runtime.rpc import Call, CallInfo, Service
 from runtime.rpc_server import RpcServer
 from runtime.tls import ServerIdentity
-from tests.transports import transport
+from tests.transports import make_channel, transport
 from transport.choice import make_server as make_rpc_server
 from wire.inference_pb2 import (
     ModelReadyRequest,
@@ -133,7 +133,7 @@ async def running(**options) -> AsyncIterator[tuple[Probe, RpcServer, RpcChannel
     probe = Probe()
     server = make_server(probe, **options)
     address = await server.start()
-    channel = RpcChannel(address, rpc_types=rpc_types)
+    channel = make_channel(address, rpc_types=rpc_types)
     try:
         async with asyncio.timeout(20):
             yield probe, server, channel

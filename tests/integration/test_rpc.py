@@ -20,6 +20,7 @@ from runtime.errors import (
 )
 from runtime.grpc_client import RpcChannel
 from tests.integration.rpc_probe import NAME, Probe, make_server, ready, running
+from tests.transports import make_channel
 from tests.waiting import eventually
 from wire.inference_pb2 import ModelInferRequest, ServerLiveRequest, ServerLiveResponse
 from wire.pool import rpc_types
@@ -94,7 +95,7 @@ async def test_a_refused_connection_is_worker_lost_at_once():
     server = make_server(Probe())
     address = await server.start()
     await server.stop(0)
-    channel = RpcChannel(address, rpc_types=rpc_types)
+    channel = make_channel(address, rpc_types=rpc_types)
     with pytest.raises(WorkerLost):
         await ready(channel, "x")
     await channel.close()
@@ -203,7 +204,7 @@ async def test_a_cancelled_consumer_cancels_the_call():
 
 async def test_a_consumer_that_is_cancelled_before_there_is_a_connection_ends_at_once():
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        channel = RpcChannel(f"127.0.0.1:{silent.getsockname()[1]}", rpc_types=rpc_types)
+        channel = make_channel(f"127.0.0.1:{silent.getsockname()[1]}", rpc_types=rpc_types)
         began = asyncio.Event()
 
         async def consume() -> None:
@@ -256,7 +257,7 @@ async def test_a_deadline_that_passes_while_a_client_sends_is_a_deadline():
 async def test_a_stream_can_be_left_before_the_server_has_answered_the_connection():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(10)
-        channel = RpcChannel(f"127.0.0.1:{silent.getsockname()[1]}", rpc_types=rpc_types)
+        channel = make_channel(f"127.0.0.1:{silent.getsockname()[1]}", rpc_types=rpc_types)
         async with asyncio.timeout(10), channel.stream(NAME, "ModelStreamInfer") as stream:
             stream.send(ModelInferRequest(id="never"))
             connection, _ = await asyncio.to_thread(silent.accept)

@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from runtime.errors import Code, Draining, WorkerLost
-from runtime.grpc_client import RpcChannel
 from tests.integration.rpc_probe import NAME, outcome, ready, running
+from tests.transports import make_channel
 from wire.inference_pb2 import ModelInferRequest
 from wire.pool import rpc_types
 
@@ -27,7 +27,7 @@ async def test_stop_lets_a_running_call_finish_and_refuses_new_ones():
         waiting = tasks.create_task(ready(channel, "wait", timeout_s=None))
         await probe.entered.wait()
         stopping = tasks.create_task(server.stop(10))
-        other = RpcChannel(channel.address, rpc_types=rpc_types)
+        other = make_channel(channel.address, rpc_types=rpc_types)
         while not isinstance(await outcome(ready(other, "x")), WorkerLost):
             pass
         await other.close()
@@ -137,7 +137,7 @@ def server_process(each_transport):
 
 async def test_a_frozen_server_is_noticed_in_seconds(server_process):
     address = server_process.stdout.readline().strip()
-    channel = RpcChannel(address, rpc_types=rpc_types, keepalive_s=1)
+    channel = make_channel(address, rpc_types=rpc_types, keepalive_s=1)
     async with channel.stream(NAME, "ModelStreamInfer") as stream:
         stream.send(ModelInferRequest(id="hold"))
         await anext(stream)

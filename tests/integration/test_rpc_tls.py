@@ -14,6 +14,7 @@ from runtime.grpc_client import RpcChannel
 from runtime.tls import ClientTls, ServerTls
 from tests.certificates import Authority, replace
 from tests.integration.rpc_probe import NAME, Probe, make_server, outcome, ready
+from tests.transports import make_channel
 from wire.inference_pb2 import ModelInferRequest
 from wire.pool import rpc_types
 
@@ -42,7 +43,7 @@ async def served(tls: ServerTls) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def connected(address: str, tls: ClientTls | None) -> AsyncIterator[RpcChannel]:
-    channel = RpcChannel(address, rpc_types=rpc_types, tls=tls)
+    channel = make_channel(address, rpc_types=rpc_types, tls=tls)
     try:
         yield channel
     finally:
@@ -142,7 +143,7 @@ async def test_what_all_calls_carry_is_asked_for_at_each(one: Authority) -> None
     probe = Probe()
     server = make_server(probe, tls=one.server()[0].open())
     numbers = iter("12")
-    channel = RpcChannel(
+    channel = make_channel(
         await server.start(),
         rpc_types=rpc_types,
         tls=ClientTls(ca=one.file),

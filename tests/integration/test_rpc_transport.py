@@ -13,6 +13,7 @@ from runtime.grpc_client import RpcChannel
 from runtime.grpc_options import COMPRESSION_LEVELS
 from tests.integration.rpc_probe import NAME, Probe, outcome, ready, running
 from tests.integration.tcp_relay import Relay, relaying
+from tests.transports import make_channel
 from tests.waiting import eventually
 from wire.inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from wire.pool import rpc_types
@@ -30,7 +31,7 @@ async def relayed(
 ) -> AsyncIterator[tuple[Probe, Relay, RpcChannel]]:
     """A server with options, a relay before it, and a channel of ours through the relay."""
     async with running(**options) as (probe, _, direct), relaying(direct.address) as relay:
-        channel = RpcChannel(relay.address, rpc_types=rpc_types, keepalive_s=keepalive_s)
+        channel = make_channel(relay.address, rpc_types=rpc_types, keepalive_s=keepalive_s)
         try:
             yield probe, relay, channel
         finally:
@@ -108,7 +109,7 @@ async def test_a_client_that_vanished_without_a_word_is_noticed() -> None:
 
 async def test_rpcs_beyond_a_connections_limit_wait_for_a_place() -> None:
     async with running(max_concurrent_streams=2) as (probe, server, channel):
-        other = RpcChannel(channel.address, rpc_types=rpc_types)
+        other = make_channel(channel.address, rpc_types=rpc_types)
         async with asyncio.TaskGroup() as tasks:
             waiting = [tasks.create_task(ready(channel, "wait", timeout_s=9)) for _ in range(5)]
             await eventually(lambda: server.in_flight == 2)
