@@ -144,7 +144,9 @@ class FrontendProcess:
             self._discovery,
             tracing=self._tracing,
             limits=self._keys,
-            connect=worker_connector(config.worker_client_tls, config.open_fleet_token()),
+            connect=worker_connector(
+                config.worker_client_tls, config.open_fleet_token(), transport=config.grpc_transport
+            ),
         )
         self._bound: dict[str, object] = {}
         self._shown_names: set[str] = set()

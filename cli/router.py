@@ -128,7 +128,9 @@ class RouterProcess:
         self._config = config
         self._id = instance_id_of("router")
         self._discovery = open_discovery(config)
-        self._connect = worker_connector(config.worker_client_tls, config.open_fleet_token())
+        self._connect = worker_connector(
+            config.worker_client_tls, config.open_fleet_token(), transport=config.grpc_transport
+        )
         settings = FrontDoorConfig(
             routing=config.routing,
             namespace=config.namespace,

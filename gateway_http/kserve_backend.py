@@ -28,7 +28,7 @@ from runtime.errors import (
     Unauthenticated,
     WorkerLost,
 )
-from runtime.grpc_client import ClientStream, RpcChannel
+from runtime.rpc_client import RpcCaller, RpcStream
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest, Tokenized
@@ -65,7 +65,7 @@ class KServeBackend:
 
     def __init__(
         self,
-        channel: RpcChannel,
+        channel: RpcCaller,
         *,
         limits: Limits | None = None,
         passes_keys_on: bool = False,
@@ -120,7 +120,7 @@ class KServeBackend:
         may answer at the same address.
         """
         message = encode_text_request(request, OutputSelection(outputs=_outputs_of(request)))
-        stream: ClientStream
+        stream: RpcStream
         delta: GenerateDelta
         with counted(self._limits, request.principal), self._asking():
             stream, delta = await _PATIENT(self._begin, request, message)
@@ -147,7 +147,7 @@ class KServeBackend:
 
     async def _begin(
         self, request: GenerateRequest, message: Any
-    ) -> tuple[ClientStream, GenerateDelta]:
+    ) -> tuple[RpcStream, GenerateDelta]:
         """Return a stream, which the caller closes, and its first delta."""
         timeout_s = None
         if request.deadline_s is not None:

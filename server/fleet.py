@@ -17,7 +17,7 @@ from runtime.errors import (
     ModelNotReady,
     shown_error,
 )
-from runtime.grpc_client import RpcChannel
+from runtime.rpc_client import RpcCaller
 from server.config import FrontDoorConfig
 from server.follower import WorkerFollower
 from server.member import Member
@@ -36,20 +36,21 @@ from server.progress import ProgressWatch
 from server.text.codec import TextCodec
 from server.thresholds import SharedThresholds
 from server.worker_link import WorkerLink
+from transport.choice import make_channel
 from wire.cards import READY, ModelCard, WorkerInstance, instance_kind
 from wire.pool import rpc_types
 from wire.routes import Thresholds
 
 log = logging.getLogger(__name__)
 
-Connect = Callable[[str], RpcChannel]
+Connect = Callable[[str], RpcCaller]
 LoadText = Callable[[ModelCard], TextCodec | None]
 _LOOK_S = 0.5
 
 
-def plain_channel(address: str) -> RpcChannel:
+def plain_channel(address: str) -> RpcCaller:
     """A channel without TLS or token."""
-    return RpcChannel(address, rpc_types=rpc_types)
+    return make_channel(address, rpc_types=rpc_types)
 
 
 class Fleet:

@@ -17,7 +17,7 @@ from router.router import (
     Router,
 )
 from runtime.errors import InternalError, ServingError, Unsupported, WorkerLost
-from runtime.grpc_client import RpcChannel
+from runtime.rpc_client import RpcCaller
 from server.metrics import EVENT_LAG, KV_EVENTS, KV_RESYNCS
 from wire.cards import WorkerInstance
 from wire.kv_events import (
@@ -67,7 +67,7 @@ class WorkerFollower:
         self._now = now
         self._positions: dict[int, Position] = {}
 
-    async def run(self, channel: RpcChannel) -> None:
+    async def run(self, channel: RpcCaller) -> None:
         """Follow until cancelled. The router must have forgotten the worker's blocks before."""
         self._positions.clear()
         async with asyncio.TaskGroup() as tasks:
@@ -76,7 +76,7 @@ class WorkerFollower:
                 tasks.create_task(self._again(channel, "KV events", self._kv_stream))
 
     async def _again(
-        self, channel: RpcChannel, what: str, once: Callable[[RpcChannel], Awaitable[None]]
+        self, channel: RpcCaller, what: str, once: Callable[[RpcCaller], Awaitable[None]]
     ) -> None:
         """Read a stream over and over, with backoff while it brings nothing."""
         worker = self._instance.instance_id
@@ -95,17 +95,17 @@ class WorkerFollower:
         except Unsupported:
             log.info("worker %s does not tell its %s: it is chosen without", worker, what)
 
-    async def _load_stream(self, channel: RpcChannel) -> None:
+    async def _load_stream(self, channel: RpcCaller) -> None:
         await self._read(channel, "WatchLoad", WatchLoadRequest(), self._take_load)
 
-    async def _kv_stream(self, channel: RpcChannel) -> None:
+    async def _kv_stream(self, channel: RpcCaller) -> None:
         request = watch_request(self._positions)
         await self._read(
             channel, "WatchKvEvents", request, lambda it: self._take_runs(decode_runs(it))
         )
 
     async def _read(
-        self, channel: RpcChannel, method: str, request: Any, take: Callable[[Any], None]
+        self, channel: RpcCaller, method: str, request: Any, take: Callable[[Any], None]
     ) -> None:
         """Read one stream until it ends; raises ServingError unless it has brought something."""
         brought = False

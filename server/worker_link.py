@@ -13,7 +13,7 @@ from tenacity import (
 )
 
 from runtime.errors import ServingError, WorkerLost
-from runtime.grpc_client import ClientStream, RpcChannel
+from runtime.rpc_client import RpcCaller, RpcStream
 from server.metrics import FRAMES
 from server.slots import Slots, SlotSink
 from wire.cards import READY, WorkerInstance
@@ -41,11 +41,11 @@ class WorkerLink:
     def __init__(
         self,
         instance: WorkerInstance,
-        channel: RpcChannel,
+        channel: RpcCaller,
         *,
         retry_max_s: float,
         on_change: Callable[["WorkerLink"], None],
-        alongside: Callable[[RpcChannel], Awaitable[None]] | None = None,
+        alongside: Callable[[RpcCaller], Awaitable[None]] | None = None,
     ) -> None:
         self.instance = instance
         self.connected = False
@@ -54,7 +54,7 @@ class WorkerLink:
         self._retry_max_s = retry_max_s
         self._on_change = on_change
         self._alongside = alongside
-        self._stream: ClientStream | None = None
+        self._stream: RpcStream | None = None
         self._slots = Slots(instance.instance_id)
         self._retiring = False
         self._frames_metric = FRAMES.labels(instance.card.name)
@@ -186,7 +186,7 @@ class WorkerLink:
                     self._set_connected(False)
                     self._slots.lose_all(why)
 
-    async def _follow(self, alongside: Callable[[RpcChannel], Awaitable[None]]) -> None:
+    async def _follow(self, alongside: Callable[[RpcCaller], Awaitable[None]]) -> None:
         try:
             await alongside(self._channel)
         except Exception:

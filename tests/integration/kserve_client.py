@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Any
 
-from runtime.grpc_client import ClientStream, RpcChannel
+from runtime.rpc_client import RpcCaller, RpcStream
 from wire import inference_pb2 as pb
 from wire.pool import KSERVE
 
@@ -57,11 +57,11 @@ def is_final(response: Any) -> bool:
     return final
 
 
-async def infer(channel: RpcChannel, request: Any) -> Any:
+async def infer(channel: RpcCaller, request: Any) -> Any:
     return await channel.unary(KSERVE, "ModelInfer", request, timeout_s=WAIT_S)
 
 
-async def read(stream: ClientStream, finals: int = 1) -> list[Any]:
+async def read(stream: RpcStream, finals: int = 1) -> list[Any]:
     """Read until `finals` requests have ended, each by a final response or an error."""
     answers: list[Any] = []
     async with asyncio.timeout(WAIT_S):
@@ -73,5 +73,5 @@ async def read(stream: ClientStream, finals: int = 1) -> list[Any]:
     return answers
 
 
-def open_stream(channel: RpcChannel, **metadata: str) -> ClientStream:
+def open_stream(channel: RpcCaller, **metadata: str) -> RpcStream:
     return channel.stream(KSERVE, "ModelStreamInfer", metadata=metadata)

@@ -11,6 +11,7 @@ from router.kv import KvRouter
 from router.router import Place, RouterEvent, WorkerJoined
 from router.settings import RouterSettings
 from runtime.grpc_client import RpcChannel
+from runtime.rpc_client import RpcCaller
 from server.fleet import plain_channel
 from server.follower import WorkerFollower
 from tests.integration.kserve_client import infer, open_stream, read
@@ -42,7 +43,7 @@ def token_request(token_ids: list[int], max_tokens: int = 4, **parameters: Any) 
     return message
 
 
-async def ask(channel: RpcChannel, token_ids: list[int], **parameters: Any) -> Any:
+async def ask(channel: RpcCaller, token_ids: list[int], **parameters: Any) -> Any:
     """The parameters of the answer, among them where it went."""
     request = token_request(token_ids, penstock_explain_route=True, **parameters)
     return (await infer(channel, request)).parameters
@@ -167,7 +168,7 @@ class Cable:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
-    def connect(self, address: str) -> RpcChannel:
+    def connect(self, address: str) -> RpcCaller:
         self.target = address
         return plain_channel(self.address)
 

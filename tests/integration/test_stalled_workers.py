@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from router.settings import RouterSettings
-from runtime.grpc_client import ClientStream, RpcChannel
+from runtime.grpc_client import RpcChannel, RpcStream
 from server.config import FrontDoorConfig
 from server.fleet import plain_channel
 from server.metrics import STALLED
@@ -25,7 +25,7 @@ STALL_S = 0.3
 @dataclass
 class Serving:
     stack: Stack
-    channel: RpcChannel
+    channel: RpcCaller
 
     async def went_to(self, seed: int) -> str:
         request = token_request(prompt(seed, 2), penstock_explain_route=True)
@@ -56,7 +56,7 @@ async def fleet(model_folder: Path, policy: str, **options: object) -> AsyncIter
             await channel.close()
 
 
-def send(stream: ClientStream, worker: SimWorker) -> None:
+def send(stream: RpcStream, worker: SimWorker) -> None:
     """A request that goes to this worker and nowhere else."""
     stream.send(token_request(prompt(1, 2), penstock_worker=worker.name))
 
@@ -107,7 +107,7 @@ async def test_a_new_connection_to_a_worker_that_hangs_does_not_make_it_well(
 ) -> None:
     async with laid_cable() as cable:
 
-        def connect(address: str) -> RpcChannel:
+        def connect(address: str) -> RpcCaller:
             """The first worker is at the other end of the cable."""
             return plain_channel(address) if cable.target else cable.connect(address)
 
