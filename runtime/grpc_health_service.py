@@ -21,6 +21,16 @@ _NOT_SERVING = int(health_pb2.HealthCheckResponse.NOT_SERVING)
 _SERVICE_UNKNOWN = int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
 
+def check_request(service: str) -> Any:
+    """Return the message that asks for a service's state."""
+    return health_pb2.HealthCheckRequest(service=service)
+
+
+def says_serving(answer: Any) -> bool:
+    """Whether a Check's answer is SERVING."""
+    return bool(answer.status == _SERVING)
+
+
 class UnknownService(ServingError):
     """No such service on this server."""
 

@@ -6,10 +6,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health_pb2
 
 from runtime.errors import Cancelled, InternalError, ServingError, WorkerLost
-from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES
+from runtime.grpc_health_service import (
+    HEALTH_SERVICE,
+    RPC_TYPES,
+    check_request,
+    says_serving,
+)
 from runtime.tls import ClientIdentity, ClientPem, ClientTls
 from transport.client_call import ClientCall
 from transport.client_protocol import CONNECT_S, ClientProtocol
@@ -75,12 +79,13 @@ class NativeChannel:
 
     async def is_serving(self, service: str = "", *, timeout_s: float) -> bool:
         """Whether grpc.health.v1, which needs no key, says so; false without an answer."""
-        request = health_pb2.HealthCheckRequest(service=service)
+        request = check_request(service)
         try:
-            answer = await self.unary(HEALTH_SERVICE, "Check", request, timeout_s=timeout_s)
+            return says_serving(
+                await self.unary(HEALTH_SERVICE, "Check", request, timeout_s=timeout_s)
+            )
         except ServingError:
             return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def stream(
         self,

@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from router.settings import RouterSettings
-from runtime.grpc_client import RpcChannel, RpcStream
+from runtime.grpc_client import RpcChannel
+from runtime.rpc_client import RpcCaller, RpcStream
 from server.config import FrontDoorConfig
 from server.fleet import plain_channel
 from server.metrics import STALLED
