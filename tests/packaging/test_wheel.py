@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 UV = bootstrap.VENV / "bin" / "uv"
 INSTALL_LIMIT_S = 120
 RUN_LIMIT_S = 60
-PACKAGES = {"cli", "gateway_http", "router", "runtime", "server", "wire", "worker"}
+PACKAGES = {"cli", "gateway_http", "router", "runtime", "server", "transport", "wire", "worker"}
 # The first test that needs a fixture waits for two installations.
 pytestmark = pytest.mark.timeout(3 * INSTALL_LIMIT_S + RUN_LIMIT_S)
 
