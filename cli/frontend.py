@@ -258,6 +258,7 @@ class FrontendProcess:
             options=self._config.grpc_options(
                 max_message_bytes=self._config.max_message_bytes,
                 share_port=self._config.share_port,
+                transport=self._config.grpc_transport,
             ),
             tls=self._tls,
             access=self._keys,

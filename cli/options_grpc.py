@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.config import option
-from runtime.grpc_options import COMPRESSION_LEVELS, GRPCIO, NATIVE, GrpcOptions
+from runtime.grpc_options import COMPRESSION_LEVELS, GrpcOptions
 from runtime.options import DAY_S
 
 
@@ -41,11 +41,6 @@ class GrpcServerOptions:
         choices=COMPRESSION_LEVELS,
     )  # fmt: skip
 
-    grpc_transport: str = option(
-        NATIVE, help="what carries gRPC: this server's own transport, or grpcio",
-        group="Listening", choices=(NATIVE, GRPCIO),
-    )  # fmt: skip
-
     def grpc_options(self, **others: Any) -> GrpcOptions:
         """The server's options; `others` are those that have their own place."""
         return GrpcOptions(
@@ -55,7 +50,6 @@ class GrpcServerOptions:
             max_connection_age_grace_s=self.grpc_max_connection_age_grace_s,
             keepalive_time_s=self.grpc_keepalive_time_s,
             keepalive_timeout_s=self.grpc_keepalive_timeout_s,
-            transport=self.grpc_transport,
             compression=self.grpc_infer_response_compression_level,
             **others,
         )

@@ -227,7 +227,7 @@ class RouterProcess:
             pool=POOL,
             host=self._config.host,
             port=self._config.grpc_port,
-            options=self._config.grpc_options(),
+            options=self._config.grpc_options(transport=self._config.grpc_transport),
             tls=self._tls,
             access=self._config.open_fleet_token(),
         )

@@ -7,20 +7,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from runtime.errors import Cancelled, DeadlineExceeded, InternalError, ServingError
+from runtime.errors import Cancelled, DeadlineExceeded, ServingError
 from runtime.grpc_errors import error_of
-from runtime.grpc_health_service import (
-    HEALTH_SERVICE,
-    RPC_TYPES,
-    check_request,
-    says_serving,
-)
 from runtime.grpc_tls import channel_credentials
+from runtime.rpc_client import RpcTypes, answer_parser, is_serving
 from runtime.tls import ClientIdentity, ClientPem, ClientTls
 
-RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
 T = TypeVar("T")
 # What grpc.aio puts in the place of a call's status when a write fails.
@@ -113,13 +106,7 @@ class RpcChannel:
 
     async def is_serving(self, service: str = "", *, timeout_s: float) -> bool:
         """Whether grpc.health.v1, which needs no key, says so; false without an answer."""
-        request = check_request(service)
-        try:
-            return says_serving(
-                await self.unary(HEALTH_SERVICE, "Check", request, timeout_s=timeout_s)
-            )
-        except ServingError:
-            return False
+        return await is_serving(self, service, timeout_s)
 
     def stream(
         self,
@@ -166,16 +153,7 @@ class RpcChannel:
         return tuple({**self._call_metadata(), **(metadata or {})}.items()) or None
 
     def _parser(self, service: str, method: str) -> Callable[[bytes], Any]:
-        types = RPC_TYPES if service == HEALTH_SERVICE else self._rpc_types(service)
-        response_class: Any = types[method][1]
-
-        def parse(data: bytes) -> Any:
-            try:
-                return response_class.FromString(data)
-            except DecodeError as error:
-                raise InternalError(f"{self.address} answered bytes that are no message") from error
-
-        return parse
+        return answer_parser(self.address, self._rpc_types, service, method)
 
 
 class ClientStream:

@@ -1,21 +1,20 @@
 """Drives `runtime.rpc` services over grpc.aio. Knows no service but health and reflection."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from runtime import grpc_health_service, grpc_reflection_service
 from runtime.access import Access
 from runtime.errors import InvalidConfig
 from runtime.grpc_dispatch import Dispatch
 from runtime.grpc_options import GrpcOptions
 from runtime.grpc_tls import server_credentials
 from runtime.rpc import Service
+from runtime.rpc_server import RpcTypes, all_services, health_of
 from runtime.tls import ServerIdentity
 
-RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 _STOP_GRACE_S = 2.0
 
 
@@ -47,16 +46,11 @@ class GrpcServer:
         self._dispatch = Dispatch(
             max_metadata_bytes=self._options.max_metadata_bytes, access=access
         )
-        names = [service.name for service in services]
-        self._health = grpc_health_service.Health(["", *names])
-        names += [grpc_health_service.HEALTH_SERVICE, *grpc_reflection_service.SERVICES]
-        grpc_reflection_service.add_file(pool, grpc_health_service.FILE)
-        grpc_reflection_service.add_own_files(pool)
-        make = self._dispatch.generic_handler
-        self._handlers = [make(service, rpc_types(service.name)) for service in services]
-        self._handlers.append(make(self._health.service, grpc_health_service.RPC_TYPES))
-        for reflection in grpc_reflection_service.reflection_services(names, pool):
-            self._handlers.append(make(reflection, grpc_reflection_service.RPC_TYPES))
+        self._health = health_of(services)
+        self._handlers = [
+            self._dispatch.generic_handler(service, types)
+            for service, types in all_services(services, rpc_types, self._health, pool)
+        ]
         self._server: grpc.aio.Server | None = None
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from runtime.config import option
 from runtime.config_option import Form, flag_of
 from runtime.errors import InvalidConfig
+from runtime.grpc_options import GRPCIO, NATIVE
 from runtime.logs import FORMATS, LEVELS
 from runtime.metrics import PREFIX
 from runtime.ports import require_free_port
@@ -117,7 +118,9 @@ class ProcessOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetOptions:
-    """What front doors and workers know each other by. Without slots, to stand beside other bases.
+    """What front doors and workers know each other by, and how they speak gRPC.
+
+    Without slots, to stand beside other bases.
 
     The file wins over the variable.
     """
@@ -130,6 +133,13 @@ class FleetOptions:
     )
     fleet_token: str | None = option(
         None, help="token that front doors send and workers demand", group="Security", secret=True
+    )
+
+    grpc_transport: str = option(
+        NATIVE,
+        help="what carries gRPC: this server's own transport, or grpcio",
+        group="Listening",
+        choices=(NATIVE, GRPCIO),
     )
 
     def open_fleet_token(self) -> SharedToken | None:

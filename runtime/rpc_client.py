@@ -1,8 +1,15 @@
 """Calls to other servers, as services see them, whatever transport carries them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
+
+from google.protobuf.message import DecodeError
+
+from runtime.errors import InternalError, ServingError
+from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES, check_request, says_serving
+
+RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 
 
 class RpcStream(Protocol):
@@ -81,3 +88,29 @@ class RpcCaller(Protocol):
     async def close(self) -> None:
         """Close the connection; running calls are cancelled. Idempotent."""
         ...
+
+
+async def is_serving(channel: RpcCaller, service: str, timeout_s: float) -> bool:
+    """Whether grpc.health.v1, which needs no key, says so; false without an answer."""
+    request = check_request(service)
+    try:
+        answer = await channel.unary(HEALTH_SERVICE, "Check", request, timeout_s=timeout_s)
+    except ServingError:
+        return False
+    return says_serving(answer)
+
+
+def answer_parser(
+    address: str, rpc_types: RpcTypes, service: str, method: str
+) -> Callable[[bytes], Any]:
+    """Return what reads a method's answers; it raises InternalError for other bytes."""
+    types = RPC_TYPES if service == HEALTH_SERVICE else rpc_types(service)
+    response_class: Any = types[method][1]
+
+    def parse(data: bytes) -> Any:
+        try:
+            return response_class.FromString(data)
+        except DecodeError as error:
+            raise InternalError(f"{address} answered bytes that are no message") from error
+
+    return parse

@@ -1,6 +1,16 @@
 """A server of runtime.rpc services, as its owner sees it, whatever transport it is."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
+
+from google.protobuf.descriptor_pool import DescriptorPool
+
+from runtime import grpc_health_service, grpc_reflection_service
+from runtime.grpc_health_service import Health
+from runtime.rpc import Service
+
+MethodTypes = Mapping[str, tuple[type, type]]
+RpcTypes = Callable[[str], MethodTypes]
 
 
 class RpcServer(Protocol):
@@ -38,3 +48,23 @@ class RpcServer(Protocol):
         Returns when every handler has run its `finally`. Idempotent.
         """
         ...
+
+
+def health_of(services: Sequence[Service]) -> Health:
+    """Return the health of a server of these services, of each and of the whole."""
+    return Health(["", *(service.name for service in services)])
+
+
+def all_services(
+    services: Sequence[Service], rpc_types: RpcTypes, health: Health, pool: DescriptorPool
+) -> Iterator[tuple[Service, MethodTypes]]:
+    """Yield what a server serves with the types of its messages: these, health and reflection."""
+    grpc_reflection_service.add_file(pool, grpc_health_service.FILE)
+    grpc_reflection_service.add_own_files(pool)
+    for service in services:
+        yield service, rpc_types(service.name)
+    yield health.service, grpc_health_service.RPC_TYPES
+    names = [service.name for service in services]
+    names += [grpc_health_service.HEALTH_SERVICE, *grpc_reflection_service.SERVICES]
+    for reflection in grpc_reflection_service.reflection_services(names, pool):
+        yield reflection, grpc_reflection_service.RPC_TYPES

@@ -139,8 +139,7 @@ class InferStream:
         self._call = call
         self._plane = plane
         self._memory = memory
-        self._running: dict[Generation, Asked] = {}
-        self._plain: dict[Generation, PlainResponses] = {}
+        self._running: dict[Generation, tuple[Asked, PlainResponses | None]] = {}
         self._held: dict[Generation, None] = {}
         self._half_closed = False
         self._status_errors = call.info.metadata.get(ERROR_STATUS_HEADER) == "true"
@@ -160,12 +159,13 @@ class InferStream:
     def watch(self, generation: Generation, asked: Asked) -> None:
         """Send what a request's generation has to say."""
         generation.on_ready = functools.partial(self._ready, generation)
-        self._running[generation] = asked
         plain = PlainResponses(asked.request, asked.selection)
-        if plain.fits and not asked.places:
-            self._plain[generation] = plain
-            if asked.request.stream and not asked.request.separate_reasoning:
-                generation.on_text = functools.partial(self._text, plain)
+        if not plain.fits or asked.places:
+            self._running[generation] = asked, None
+            return
+        self._running[generation] = asked, plain
+        if asked.request.stream:
+            generation.on_text = functools.partial(self._text, plain)
 
     def on_half_close(self) -> None:
         """Finish once everything is answered."""
@@ -183,7 +183,6 @@ class InferStream:
         """Cancel every running request."""
         running, self._running = self._running, {}
         self._held.clear()
-        self._plain.clear()
         for generation in running:
             generation.cancel()
 
@@ -203,11 +202,11 @@ class InferStream:
             self._held[generation] = None
 
     def _flush(self, generation: Generation) -> None:
-        asked = self._running.get(generation)
-        if asked is None:
+        running = self._running.get(generation)
+        if running is None:
             return
+        asked, plain = running
         request = generation.request
-        plain = self._plain.get(generation)
         try:
             while (delta := generation.take()) is not None:
                 if plain is not None and (written := plain.encode(delta)) is not None:
@@ -227,7 +226,6 @@ class InferStream:
 
     def _end(self, generation: Generation, *, finish: bool = True) -> None:
         del self._running[generation]
-        self._plain.pop(generation, None)
         self._held.pop(generation, None)
         if finish:
             self._finish_if_done()

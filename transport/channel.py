@@ -5,22 +5,14 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from google.protobuf.message import DecodeError
-
 from runtime.errors import Cancelled, InternalError, ServingError, WorkerLost
-from runtime.grpc_health_service import (
-    HEALTH_SERVICE,
-    RPC_TYPES,
-    check_request,
-    says_serving,
-)
+from runtime.rpc_client import RpcTypes, answer_parser, is_serving
 from runtime.tls import ClientIdentity, ClientPem, ClientTls
 from transport.client_call import ClientCall
 from transport.client_protocol import CONNECT_S, ClientProtocol
 from transport.grpc_codec import ACCEPTED, write_timeout
 from transport.header_blocks import encode_headers
 
-RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 Metadata = Mapping[str, str]
 _UNIX = "unix:"
 
@@ -79,13 +71,7 @@ class NativeChannel:
 
     async def is_serving(self, service: str = "", *, timeout_s: float) -> bool:
         """Whether grpc.health.v1, which needs no key, says so; false without an answer."""
-        request = check_request(service)
-        try:
-            return says_serving(
-                await self.unary(HEALTH_SERVICE, "Check", request, timeout_s=timeout_s)
-            )
-        except ServingError:
-            return False
+        return await is_serving(self, service, timeout_s)
 
     def stream(
         self,
@@ -157,19 +143,10 @@ class NativeChannel:
 
     def _parser(self, service: str, method: str) -> Callable[[bytes], Any]:
         known = self._parsers.get((service, method))
-        if known is not None:
-            return known
-        types = RPC_TYPES if service == HEALTH_SERVICE else self._rpc_types(service)
-        response_class: Any = types[method][1]
-
-        def parse(data: bytes) -> Any:
-            try:
-                return response_class.FromString(data)
-            except DecodeError as error:
-                raise InternalError(f"{self.address} answered bytes that are no message") from error
-
-        self._parsers[service, method] = parse
-        return parse
+        if known is None:
+            known = answer_parser(self.address, self._rpc_types, service, method)
+            self._parsers[service, method] = known
+        return known
 
     # ------------------------------------------------------------------ the connection
     async def _connect(self) -> None:

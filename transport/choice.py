@@ -10,12 +10,10 @@ from runtime.grpc_options import NATIVE, GrpcOptions
 from runtime.grpc_server import GrpcServer
 from runtime.rpc import Service
 from runtime.rpc_client import RpcCaller
-from runtime.rpc_server import RpcServer
+from runtime.rpc_server import RpcServer, RpcTypes
 from runtime.tls import ClientIdentity, ClientTls, ServerIdentity
 from transport.channel import NativeChannel
 from transport.server import NativeServer
-
-RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 
 
 def make_server(

@@ -72,11 +72,6 @@ class ClientConnection(Endpoint):
             and len(self.streams) < self._most
         )
 
-    @property
-    def usable(self) -> bool:
-        """Whether a request may begin here, now or when others have ended."""
-        return not self._going and not self._failed and self._next_id < MAX_STREAM_ID
-
     def take(self) -> bytes:
         """Return what is to be written."""
         preface, self._preface = self._preface, b""

@@ -2,20 +2,19 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from runtime import grpc_health_service, grpc_reflection_service
 from runtime.access import Access
 from runtime.errors import InvalidConfig
 from runtime.grpc_options import GrpcOptions
 from runtime.rpc import Service
+from runtime.rpc_server import RpcTypes, all_services, health_of
 from runtime.tls import RotatingContext, ServerIdentity
 from transport.dispatch import Dispatch
 from transport.server_protocol import ServerProtocol, limits_of
 
-RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
 _STOP_GRACE_S = 2.0
 _BACKLOG = 4096
 _UNIX = "unix:"
@@ -44,16 +43,9 @@ class NativeServer:
         self._host, self._port = host, port
         self._limits = limits_of(self._options)
         self._dispatch = Dispatch(self._options, access)
-        names = [service.name for service in services]
-        self._health = grpc_health_service.Health(["", *names])
-        names += [grpc_health_service.HEALTH_SERVICE, *grpc_reflection_service.SERVICES]
-        grpc_reflection_service.add_file(pool, grpc_health_service.FILE)
-        grpc_reflection_service.add_own_files(pool)
-        for service in services:
-            self._dispatch.add(service, rpc_types(service.name))
-        self._dispatch.add(self._health.service, grpc_health_service.RPC_TYPES)
-        for reflection in grpc_reflection_service.reflection_services(names, pool):
-            self._dispatch.add(reflection, grpc_reflection_service.RPC_TYPES)
+        self._health = health_of(services)
+        for service, types in all_services(services, rpc_types, self._health, pool):
+            self._dispatch.add(service, types)
         self._connections: set[ServerProtocol] = set()
         self._listener: asyncio.Server | None = None
         self._closed = asyncio.Event()

@@ -23,11 +23,12 @@ from transport.events import (
     StreamReset,
 )
 from transport.server_call import ServerCall, StreamCall
+from transport.shell import Shell
 from transport.streams import Streams
 
 # What the kernel has not taken: beyond it answers merge until it has.
 _HIGH_BYTES, _LOW_BYTES = 256 * 1024, 64 * 1024
-_ALIVE, _GOING = b"alive?..", b"goaway.."
+_GOING = b"goaway.."
 _GOING_LIMIT_S = 1.0
 # C-core strays from the age by a tenth, so that clients of one start do not all come back at once.
 _AGE_SPREAD = 0.1
@@ -46,7 +47,7 @@ def limits_of(options: GrpcOptions) -> Limits:
     )
 
 
-class ServerProtocol(asyncio.Protocol):
+class ServerProtocol(Shell[Connection]):
     """Implements transport.server_call.Link. `on_close` is called once, when it is gone."""
 
     def __init__(
@@ -61,18 +62,13 @@ class ServerProtocol(asyncio.Protocol):
         self._options = options
         self._on_open = on_open
         self._on_close = on_close
-        self._connection = Connection(limits)
+        super().__init__(Connection(limits))
         self.streams: Streams = self._connection.streams
         self.paused = False
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
         self._calls: dict[int, ServerCall] = {}
-        self._flushes = False
         self._going = False
         self._refusing = False
         self._peer = ""
-        self._last_read_s = 0.0
-        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # ------------------------------------------------------------------ asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,11 +81,10 @@ class ServerProtocol(asyncio.Protocol):
             return
         self._transport.set_write_buffer_limits(high=_HIGH_BYTES, low=_LOW_BYTES)
         self._peer = _peer_of(transport.get_extra_info("peername"))
-        self._last_read_s = self._loop.time()
         options = self._options
         self._after("handshake", options.handshake_timeout_s, self._no_handshake)
         if options.keepalive_time_s:
-            self._after("keepalive", options.keepalive_time_s, self._ask_alive)
+            self._keep_alive(options.keepalive_time_s, options.keepalive_timeout_s, self.abort)
         if options.max_connection_age_s:
             spread = 1 + random.uniform(-_AGE_SPREAD, _AGE_SPREAD)
             self._after("age", options.max_connection_age_s * spread, self._grow_old)
@@ -98,9 +93,7 @@ class ServerProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, and write what follows from it."""
-        self._last_read_s = now = self._loop.time()
-        self._cancel("dead")
-        for event in self._connection.receive(data, now):
+        for event in self._connection.receive(data, self._note_read()):
             self._handle(event)
         self.flush()
 
@@ -118,8 +111,7 @@ class ServerProtocol(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Tell every call."""
         self._transport = None
-        for name in tuple(self._timers):
-            self._cancel(name)
+        self._cancel_all()
         self.streams.forget_all()
         for call in tuple(self._calls.values()):
             call.peer_gone()
@@ -128,20 +120,10 @@ class ServerProtocol(asyncio.Protocol):
     # ------------------------------------------------------------------ Link
     def flush(self) -> None:
         """Write what was sent."""
-        self._flushes = False
-        if self._transport is None or self._transport.is_closing():
-            return
-        data = self._connection.take()
-        if data:
-            self._transport.write(data)
-        if self._refusing and not self._calls and not len(self.streams):
+        super().flush()
+        idle = not self._calls and not len(self.streams)
+        if self._refusing and idle and self._transport is not None:
             self._transport.close()
-
-    def flush_soon(self) -> None:
-        """Write what is sent in this turn of the event loop."""
-        if not self._flushes:
-            self._flushes = True
-            self._loop.call_soon(self.flush)
 
     def began(self, call: ServerCall) -> None:
         """Pass on to the call what comes for its stream."""
@@ -208,15 +190,6 @@ class ServerProtocol(asyncio.Protocol):
                 self.close()
 
     # ------------------------------------------------------------------ timers
-    def _after(self, name: str, delay_s: float, then: Callable[[], None]) -> None:
-        self._cancel(name)
-        self._timers[name] = self._loop.call_later(delay_s, then)
-
-    def _cancel(self, name: str) -> None:
-        timer = self._timers.pop(name, None)
-        if timer is not None:
-            timer.cancel()
-
     def _no_handshake(self) -> None:
         if self._connection.begun:
             self._connection.fail(ErrorCode.SETTINGS_TIMEOUT, "SETTINGS were not acknowledged")
@@ -225,18 +198,6 @@ class ServerProtocol(asyncio.Protocol):
                 call.peer_gone()
         else:
             self.abort()
-
-    def _ask_alive(self) -> None:
-        silent_s = self._loop.time() - self._last_read_s
-        wait_s = self._options.keepalive_time_s
-        if silent_s < wait_s:
-            self._after("keepalive", wait_s - silent_s, self._ask_alive)
-            return
-        self._after("keepalive", wait_s, self._ask_alive)
-        if "dead" not in self._timers:
-            self._connection.ping(_ALIVE)
-            self.flush()
-            self._after("dead", self._options.keepalive_timeout_s, self.abort)
 
     def _grow_old(self) -> None:
         self.drain()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from runtime.config import argument, option
 from runtime.config_option import Form
-from runtime.grpc_options import GRPCIO, NATIVE
 from runtime.options import DAY_S, MAX_PORT, FleetOptions, ProcessOptions
 from runtime.options_discovery import DiscoveryOptions
 from wire.pooling import EMBED, GENERATE
@@ -44,10 +43,6 @@ class WorkerConfig(DiscoveryOptions, FleetOptions, ProcessOptions):
     grpc_port: int = option(
         8001, help="gRPC port; 0 picks a free one", group="Listening", least=0, most=MAX_PORT
     )
-    grpc_transport: str = option(
-        NATIVE, help="what carries gRPC: this server's own transport, or grpcio",
-        group="Listening", choices=(NATIVE, GRPCIO),
-    )  # fmt: skip
     advertise_host: str | None = option(
         None, help="host that front doors reach this worker by (default: --host, or this host's)",
         group="Discovery",

@@ -52,6 +52,7 @@ class TextCodec:
         self._folder = card.path
         self._parsers = parsers or ParserHost()
         self.tokenizer = load_tokenizer(folder)
+        self.tokenizer.speed_up()
         self.eos_ids = self.tokenizer.eos_ids | frozenset(card.eos_token_ids)
         self._detokenization = Detokenization(self.tokenizer)
         self._template = load_template(folder, self.tokenizer.special_tokens)

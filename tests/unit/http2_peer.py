@@ -56,6 +56,10 @@ class RawPeer:
         """What the server has sent since: (type, flags, stream, payload)."""
         return list(self._frames.feed(self.connection.take()))
 
+    def kinds(self) -> list[int]:
+        """The types of the frames that the server has sent since."""
+        return [kind for kind, *_ in self.answers()]
+
     def block(self, headers: Sequence[tuple[str, str]] = REQUEST) -> bytes:
         """An encoded header block."""
         encoded: bytes = self._encoder.encode(headers)

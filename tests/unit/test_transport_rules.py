@@ -36,10 +36,6 @@ PROTOCOL, FLOW, SIZE = (
 )
 
 
-def kinds(peer: RawPeer) -> list[int]:
-    return [kind for kind, *_ in peer.answers()]
-
-
 # --------------------------------------------------------------------- 3.4 the preface
 def test_what_is_no_preface_ends_the_connection() -> None:
     peer = RawPeer(greet=False)
@@ -272,7 +268,7 @@ def test_frames_of_the_connection_that_are_wrong_end_it(wrong: bytes, code: Erro
     peer = RawPeer()
     peer.send(wrong)
     assert peer.failure == code
-    assert kinds(peer)[-1] == GOAWAY
+    assert peer.kinds()[-1] == GOAWAY
     assert peer.request(1) == []
 
 
@@ -317,7 +313,7 @@ def test_a_client_may_say_goaway_and_go_on_reading() -> None:
     peer.request(1)
     peer.send(frame(GOAWAY, 0, 0, bytes(8)))
     peer.connection.streams.respond(1, ANSWER)
-    assert HEADERS in kinds(peer)
+    assert HEADERS in peer.kinds()
 
 
 # --------------------------------------------------------------------- 8 requests

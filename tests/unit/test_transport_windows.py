@@ -22,10 +22,6 @@ PROTOCOL, FLOW, SIZE = (
 )
 
 
-def kinds(peer: RawPeer) -> list[int]:
-    return [kind for kind, *_ in peer.answers()]
-
-
 def test_an_answer_keeps_to_the_streams_window() -> None:
     peer = RawPeer(greet=False)
     peer.send(PREFACE, settings_frame({4: 10}))
@@ -40,7 +36,7 @@ def test_an_answer_keeps_to_the_streams_window() -> None:
     peer.send(window_frame(1, 1))
     assert [payload for *_, payload in peer.answers()] == [b"a"]
     peer.send(window_frame(1, 1))
-    assert kinds(peer) == [DATA, HEADERS, RST_STREAM]
+    assert peer.kinds() == [DATA, HEADERS, RST_STREAM]
 
 
 def test_answers_share_the_connections_window_in_turn() -> None:
@@ -69,7 +65,7 @@ def test_a_setting_changes_the_windows_of_open_streams() -> None:
     assert not streams.send(1, b"x")
     peer.answers()
     peer.send(settings_frame({4: 65_536}))
-    assert DATA in kinds(peer)
+    assert DATA in peer.kinds()
 
 
 def test_windows_that_overflow_are_errors() -> None:
@@ -142,5 +138,5 @@ def test_padding_counts_for_the_window_and_is_no_data() -> None:
     peer.answers()
     for _ in range(2000):
         peer.send(frame(DATA, PADDED, 1, b"\xff" + b"a" + bytes(255)))
-    assert WINDOW_UPDATE in kinds(peer)
+    assert WINDOW_UPDATE in peer.kinds()
     assert peer.failure is None
