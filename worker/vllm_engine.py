@@ -17,24 +17,16 @@ from worker.kv_log import KvLog
 from worker.request_check import check_request
 from worker.vllm_adapters import NO_ADAPTER, load_adapters
 from worker.vllm_kv_events import follow, kv_sources
-from worker.vllm_params import deltas, sampling_params, serving_error, unexpected_end
+from worker.vllm_params import sampling_params, serving_error
 from worker.vllm_pooling import embedding_delta, pooling_params
 from worker.vllm_start import StartedVllm, VllmSettings, build_vllm
 from worker.vllm_stats import LoadRecord
+from worker.vllm_steps import PlainRequest, PlainSteps, VllmRequest
 
 log = logging.getLogger(__name__)
 
 WARM_UP_TIMEOUT_S = 300.0
 SHUTDOWN_TIMEOUT_S = 8.0
-
-
-class _Entry:
-    """A running request. `sink` is None once nothing may reach it any more."""
-
-    def __init__(self, request: TokenRequest, sink: TokenSink) -> None:
-        self.request = request
-        self.sink: TokenSink | None = sink
-        self.task: asyncio.Task[None] | None = None
 
 
 class VllmEngine:
@@ -55,7 +47,8 @@ class VllmEngine:
         self._started: StartedVllm | None = None
         self._llm: Any = None
         self._adapters: Mapping[str, Any] = {}
-        self._requests: dict[str, _Entry] = {}
+        self._requests: dict[str, VllmRequest] = {}
+        self._steps: PlainSteps
         self._failed = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._stack = AsyncExitStack()
@@ -65,6 +58,7 @@ class VllmEngine:
         """Load the model: blocking, in the main thread; raises InvalidConfig, EngineFailed."""
         self._started = build_vllm(self._settings, self._load.logger_class)
         self._llm = self._started.llm
+        self._steps = PlainSteps(self._llm.output_processor, self._requests)
 
     async def start(self) -> EngineInfo:
         """Answer warm-up requests; the first with log probabilities compiles for seconds."""
@@ -99,16 +93,22 @@ class VllmEngine:
         request = check_request(request, self.info)
         pooling = request.pooling
         params = sampling_params(request.sampling) if pooling is None else pooling_params(pooling)
-        entry = _Entry(request, sink)
+        entry: VllmRequest
+        if self._steps.fits(request):
+            entry = PlainRequest(request, sink, self._requests, self._abort)
+        else:
+            entry = VllmRequest(request, sink, self._requests)
         self._requests[request_id] = entry
         entry.task = self._tasks.create_task(self._run(entry, params), name=f"vllm {request_id}")
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request; closing vLLM's generator aborts it in the engine."""
+        """Stop a request; closing vLLM's generator aborts one that has it in the engine."""
         entry = self._requests.pop(request_id, None)
         if entry is not None and entry.task is not None:
             entry.sink = None
             entry.task.cancel()
+            if isinstance(entry, PlainRequest):
+                self._abort(request_id)
 
     def load(self) -> EngineLoad:
         """The load after the engine's last step."""
@@ -149,53 +149,45 @@ class VllmEngine:
             self._started = self._llm = None
             gc.collect()
 
-    async def _run(self, entry: _Entry, params: Any) -> None:
+    async def _run(self, entry: VllmRequest, params: Any) -> None:
         try:
-            await self._generate(entry, params)
+            if isinstance(entry, PlainRequest):
+                await self._llm.add_request(**self._arguments(entry.request), params=params)
+            elif entry.request.pooling is not None:
+                await self._embed(entry, params)
+            else:
+                await self._generate(entry, params)
         except Exception as error:
             failure = serving_error(error, entry.request)
             if isinstance(failure, EngineFailed):
                 log.exception("request %s failed in the engine", entry.request.request_id)
-            self._fail(entry, failure)
+            entry.fail(failure)
         finally:
-            # An id may be running again: only this entry's own place is given up.
-            if self._requests.get(entry.request.request_id) is entry:
-                del self._requests[entry.request.request_id]
+            if not isinstance(entry, PlainRequest):
+                entry.leave()
 
-    async def _generate(self, entry: _Entry, params: Any) -> None:
+    def _arguments(self, request: TokenRequest) -> dict[str, Any]:
         from vllm.inputs.engine import tokens_input
 
-        request = entry.request
-        if request.pooling is not None:
-            await self._embed(entry, params)
-            return
-        outputs = self._llm.generate(
-            tokens_input(request.token_ids, cache_salt=request.cache_salt),
-            params,
-            request.request_id,
-            priority=request.priority,
-            data_parallel_rank=request.data_parallel_rank,
-            session_id=request.session_id,
-            lora_request=self._adapters.get(request.lora_name or NO_ADAPTER),
-        )
-        first, open_choices = True, request.sampling.n
+        return {
+            "request_id": request.request_id,
+            "prompt": tokens_input(request.token_ids, cache_salt=request.cache_salt),
+            "priority": request.priority,
+            "data_parallel_rank": request.data_parallel_rank,
+            "session_id": request.session_id,
+            "lora_request": self._adapters.get(request.lora_name or NO_ADAPTER),
+        }
+
+    async def _generate(self, entry: VllmRequest, params: Any) -> None:
+        arguments = self._arguments(entry.request)
+        outputs = self._llm.generate(**arguments, sampling_params=params)
         async with aclosing(outputs):
             async for output in outputs:
-                found = deltas(output, first=first)
-                first = False
-                failure = unexpected_end(found, request.sampling)
-                if failure is not None:
-                    raise failure
-                open_choices -= sum(delta.finish_reason is not None for delta in found)
-                if open_choices == 0:
-                    del self._requests[request.request_id]
-                for delta in found:
-                    if entry.sink is not None:
-                        entry.sink.put(delta)
-        if open_choices:
+                entry.take(output)
+        if entry.open_choices:
             raise EngineFailed("the engine ended the request without its end")
 
-    async def _embed(self, entry: _Entry, params: Any) -> None:
+    async def _embed(self, entry: VllmRequest, params: Any) -> None:
         from vllm.inputs.engine import tokens_input
 
         request = entry.request
@@ -209,17 +201,24 @@ class VllmEngine:
         async with aclosing(outputs):
             async for output in outputs:
                 if output.finished:
-                    self._requests.pop(request.request_id, None)
+                    entry.leave()
                     if entry.sink is not None:
                         entry.sink.put(embedding_delta(output))
                     return
         raise EngineFailed("the engine ended the request without its end")
 
-    def _fail(self, entry: _Entry, error: Any) -> None:
-        sink, entry.sink = entry.sink, None
-        if sink is not None:
-            self._requests.pop(entry.request.request_id, None)
-            sink.fail(error)
+    def _abort(self, request_id: str) -> None:
+        """End a plain request in vLLM: at once in its books, soon in the engine."""
+        internal_ids = self._llm.output_processor.abort_requests([request_id], internal=False)
+        if internal_ids:
+            self._tasks.create_task(self._tell_aborted(internal_ids), name="vllm abort")
+
+    async def _tell_aborted(self, internal_ids: list[str]) -> None:
+        try:
+            await self._llm.engine_core.abort_requests_async(internal_ids)
+        except Exception:
+            # Who watches the engine tells its death; a request that is gone needs no error.
+            log.warning("the engine could not be told of an abort", exc_info=True)
 
     def _follow_cache(self, started: StartedVllm) -> None:
         sources = kv_sources(started.config, self._llm.get_kv_event_sources())

@@ -43,6 +43,13 @@ class Collected:
     def finish(self, index: int = 0) -> FinishReason | None:
         return [delta for delta in self.deltas if delta.index == index][-1].finish_reason
 
+    def ends(self) -> list[tuple[FinishReason, int | str | None]]:
+        return [
+            (delta.finish_reason, delta.stop_reason)
+            for delta in self.deltas
+            if delta.finish_reason is not None
+        ]
+
     async def wait(self) -> "Collected":
         async with asyncio.timeout(WAIT_S):
             await self.over.wait()

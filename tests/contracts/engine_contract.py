@@ -18,7 +18,12 @@ from runtime.errors import (
     WorkerLost,
 )
 from tests.contracts.engine_asking import WAIT_S, answer, ask, refusal, wait_idle
-from tests.contracts.engine_requests import BAD_REQUESTS, BAD_STRUCTURES, PROMPT
+from tests.contracts.engine_requests import (
+    ANSWERED,
+    BAD_REQUESTS,
+    BAD_STRUCTURES,
+    PROMPT,
+)
 from tests.waiting import eventually
 from wire.block_hash import prefix_hashes, root_hash
 from wire.tokens import FinishReason
@@ -282,6 +287,18 @@ async def a_repeating_answer_is_ended_or_refused_as_unsupported(engine: Engine) 
     await sink.wait()
     assert sink.error is None
     assert sink.finish() is FinishReason.REPETITION
+
+
+@case
+async def a_request_for_more_than_tokens_gets_the_same_tokens(engine: Engine) -> None:
+    await answer(engine)
+    for name, fields in ANSWERED.items():
+        plain, scored = await answer(engine, **fields), await answer(engine, logprobs=0, **fields)
+        assert plain.ids() == scored.ids(), name
+        assert plain.ends() == scored.ends(), name
+        assert plain.deltas[0].cached_tokens == scored.deltas[0].cached_tokens, name
+        assert [len(it.token_ids) for it in plain.deltas] == [1] * len(plain.ids()), name
+        assert all(it.logprobs is None for it in plain.deltas), name
 
 
 @case

@@ -6,6 +6,24 @@ import numpy as np
 
 PROMPT = list(range(500, 580))
 
+# Sampling parameters of requests that have an answer; each with its own way to an end.
+ANSWERED: dict[str, dict[str, Any]] = {
+    "greedy": {"max_tokens": 12},
+    "one token": {"max_tokens": 1},
+    "seeded": {"temperature": 1.0, "seed": 5, "max_tokens": 12},
+    "nucleus": {"temperature": 0.8, "top_p": 0.7, "top_k": 20, "seed": 9},
+    "the end token": {"logit_bias": {0: -100.0}, "ignore_eos": False, "max_tokens": 40},
+    "a stop token": {"allowed_token_ids": (700, 701), "stop_token_ids": (700, 701)},
+    "not before min_tokens": {
+        "allowed_token_ids": (700, 701),
+        "stop_token_ids": (701,),
+        "min_tokens": 3,
+        "max_tokens": 6,
+    },
+    "penalties": {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    "to the end of the context": {"max_tokens": None},
+}
+
 # Prompt (None: PROMPT), sampling parameters and request fields, and the field that is to blame.
 BAD_REQUESTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "float ids": ([1.5, 2], {}, "input_ids"),

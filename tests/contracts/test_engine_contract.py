@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.contracts import engine_contract as contract
-from tests.contracts.engine_host import LAST
+from tests.contracts.engine_host import LAST, OWN_CASES
 from worker.sim_engine import SimConfig, SimEngine
 from worker.sim_timing import SimTiming
 
@@ -73,7 +73,7 @@ async def test_the_simulator_dies_as_an_engine_does() -> None:
 
 @pytest.mark.vllm
 @pytest.mark.timeout(HOST_START_S + CASE_S)
-@pytest.mark.parametrize("name", [*contract.CASES, LAST])
+@pytest.mark.parametrize("name", [*contract.CASES, *OWN_CASES, LAST])
 def test_vllm(vllm_host: RunOnVllm, name: str) -> None:
     problem = vllm_host(name)
     assert problem is None, problem
