@@ -7,7 +7,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto --include_imports \
 WIRE_PROTOS = inference.proto penstock.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast check proto proto-check docs docs-check fmt bench
+.PHONY: help setup run test fast check proto proto-check docs docs-check fmt bench bench-quick
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -53,5 +53,8 @@ fmt: setup ## format, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## measure; ARGS="..." go to the benchmark
+bench: setup ## measure everything, 10 minutes; ARGS="..." go to the benchmarks: ARGS=--help
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: setup ## measure the most important, 2 minutes
+	$(BIN)/python -m benchmarks suite --quick $(ARGS)

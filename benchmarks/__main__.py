@@ -1,16 +1,17 @@
-"""`python -m benchmarks [COMMAND]`; without a command it is `cpu`."""
+"""`python -m benchmarks [COMMAND]`; without a command it is `suite`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import cpu, gateway_speed, router_follow, router_speed, token_path
+from benchmarks import gateway_speed, router_follow, router_speed, token_path
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
+from benchmarks.suite import command as suite
 
 COMMANDS = {
-    "cpu": cpu,
+    "suite": suite,
     "gateway": gateway_speed,
     "token-path": token_path,
     "soak": soak,
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     named = bool(argv) and (argv[0] in COMMANDS or argv[0] in ("-h", "--help"))
-    return parser.parse_args(argv if named else ["cpu", *argv])
+    return parser.parse_args(argv if named else ["suite", *argv])
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 40.0
 MODEL = "sim"
+FRONT = ("frontend", "--expect-model", MODEL, "--http-port", "0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One that is ready; `ready` is what its ready file says, `log` what it writes, as JSON."""
+    """One that is ready, after `start_s`; `ready` is its ready file, `log` what it writes."""
 
     name: str
     pid: int
     ready: dict[str, Any]
     log: Path
+    start_s: float
 
     def errors(self) -> list[str]:
         """The lines that it has logged as errors, and those that are no log lines of ours."""
@@ -50,26 +52,64 @@ def fleet(
     engine = ("--engine", "sim" if vllm is None else "vllm")
     behind = () if vllm is None else ("--", *vllm)
     of_worker = ("worker", "smollm2", *engine, "--model-name", MODEL, *worker)
-    commands = {"front-door": ("frontend", "--expect-model", MODEL, *front)}
+    commands: dict[str, Sequence[str]] = {
+        "front-door": ("frontend", "--expect-model", MODEL, *front)
+    }
     commands |= {f"worker-{number}": of_worker for number in range(workers)}
-    with tempfile.TemporaryDirectory() as folder:
-        started = {
-            name: _start(Path(folder), name, how, () if name == "front-door" else behind)
-            for name, how in commands.items()
-        }
-        try:
-            yield [_ready(Path(folder), name, process) for name, process in started.items()]
-        finally:
-            for process in started.values():
-                process.terminate()
-            for process in started.values():
-                _wait(process)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _running(Path(folder), commands, behind) as processes,
+    ):
+        yield processes
+
+
+@contextmanager
+def another_front(beside: Process) -> Iterator[Process]:
+    """Run one more front door for the workers of a fleet."""
+    commands = {"another-front": FRONT}
+    with _running(beside.log.parent, commands, ()) as (front,):
+        yield front
+
+
+@contextmanager
+def _running(
+    folder: Path, commands: Mapping[str, Sequence[str]], behind: Sequence[str]
+) -> Iterator[list[Process]]:
+    started = {
+        name: (
+            time.time(),
+            _start(folder, name, how, behind if name.startswith("worker") else ()),
+        )
+        for name, how in commands.items()
+    }
+    try:
+        yield [_ready(folder, name, *process) for name, process in started.items()]
+    finally:
+        for _, process in started.values():
+            process.terminate()
+        for _, process in started.values():
+            _wait(process)
 
 
 def cpu_s(pid: int) -> float:
-    """User and system seconds of a process so far."""
+    """Seconds on a CPU of a process's threads so far; to the nanosecond where Linux says so.
+
+    The usual times of a process tick a hundred times a second (proc_pid_schedstat in Linux's
+    Documentation/scheduler/sched-stats.rst).
+    """
+    found = [_thread_ns(it) for it in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    if found:
+        return sum(found) / 1e9
     times = psutil.Process(pid).cpu_times()
     return times.user + times.system
+
+
+def _thread_ns(path: Path) -> int:
+    try:
+        return int(path.read_text().split()[0])
+    except OSError:
+        # The thread ended meanwhile.
+        return 0
 
 
 def _start(
@@ -85,7 +125,7 @@ def _start(
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
 
-def _ready(folder: Path, name: str, process: subprocess.Popen[bytes]) -> Process:
+def _ready(folder: Path, name: str, started_s: float, process: subprocess.Popen[bytes]) -> Process:
     ready, log = folder / f"{name}.json", folder / f"{name}.log"
     began = time.monotonic()
     while not ready.exists():
@@ -94,7 +134,13 @@ def _ready(folder: Path, name: str, process: subprocess.Popen[bytes]) -> Process
         if time.monotonic() - began > START_LIMIT_S:
             raise SystemExit(f"{name} was not ready within {START_LIMIT_S:g} s:\n{log.read_text()}")
         time.sleep(0.05)
-    return Process(name=name, pid=process.pid, ready=json.loads(ready.read_text()), log=log)
+    return Process(
+        name=name,
+        pid=process.pid,
+        ready=json.loads(ready.read_text()),
+        log=log,
+        start_s=ready.stat().st_mtime - started_s,
+    )
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

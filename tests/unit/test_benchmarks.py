@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cpu, router_speed
+from benchmarks import router_speed
 from benchmarks.__main__ import parse
 from benchmarks.overload import command as overload
 from benchmarks.overload.generator import Fate, Plan
@@ -15,15 +15,16 @@ from benchmarks.soak.kserve_visits import Answers, ask
 from benchmarks.soak.ledger import OK, Fault, Kind, Ledger, Site
 from benchmarks.soak.levels import Sample, growth, not_back
 from benchmarks.soak.openai_visits import Events
+from benchmarks.suite import command as suite
 from wire.generate import ChoiceDelta, GenerateDelta, Usage
 
 PLAN = Plan(address="", duration_s=30, tokens=(1, 1), prompt_words=1, patience_s=10, seed=1)
 
 
-def test_without_a_command_the_cpu_is_measured() -> None:
-    assert parse([]).run is cpu.run
-    options = parse(["--streams", "8"])
-    assert (options.run, options.streams) == (cpu.run, 8)
+def test_without_a_command_the_suite_runs() -> None:
+    assert parse([]).run is suite.run
+    options = parse(["--quick", "--repeats", "2"])
+    assert (options.run, options.quick, options.repeats) == (suite.run, True, 2)
 
 
 def test_each_command_has_options_of_its_own() -> None:

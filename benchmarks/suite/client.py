@@ -1,0 +1,262 @@
+"""The load client, a process of its own: `python -m benchmarks.suite.client`.
+
+One line in, a Job as JSON; one line out, its Outcome. It reads the servers' CPU times itself,
+at the moment that the measured part begins and ends.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from itertools import pairwise
+from typing import Any
+
+import httpx2
+import msgspec
+import uvloop
+
+from benchmarks.processes import cpu_s
+from benchmarks.suite.jobs import (
+    GRPC_STREAM,
+    GRPC_UNARY,
+    HTTP_UNARY,
+    SSE,
+    Job,
+    Outcome,
+    grpc_request,
+    http_body,
+    spread,
+)
+from runtime.grpc_options import GRPCIO, NATIVE
+from runtime.rpc_client import RpcCaller
+from transport.choice import make_channel
+from wire.pool import KSERVE, rpc_types
+
+CHAT = "/v1/chat/completions"
+TIMEOUT_S = 120.0
+
+
+class _Meter:
+    """Counts what arrives, and reads the CPU when all streams run and when the first ends."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._word = job.word.encode() if job.word else None
+        self.arrivals: list[list[tuple[float, int]]] = [[] for _ in range(job.streams)]
+        self.asked_s = [0.0] * job.streams
+        self.tokens = self.messages = 0
+        self._begun = 0
+        self.begin = self._now()
+        self.running: tuple[dict[str, float], int] | None = None
+        self.running_s = 0.0
+        self.ending: tuple[dict[str, float], int] | None = None
+
+    def _now(self) -> tuple[dict[str, float], int]:
+        return {name: cpu_s(pid) for name, pid in self._job.pids.items()}, self.tokens
+
+    def asked(self, stream: int) -> None:
+        self.asked_s[stream] = time.monotonic()
+
+    def message(self, stream: int, content: bytes) -> None:
+        found = 1 if self._word is None else content.count(self._word)
+        if not found:
+            return
+        arrivals = self.arrivals[stream]
+        arrivals.append((time.monotonic(), found))
+        self.tokens += found
+        self.messages += 1
+        if len(arrivals) == 1:
+            self._begun += 1
+            if self._begun == self._job.streams:
+                self.running, self.running_s = self._now(), arrivals[-1][0]
+
+    def ended(self) -> None:
+        if self.ending is None:
+            self.ending = self._now()
+
+    def outcome(self) -> Outcome:
+        job, end = self._job, self._now()
+        end_s = time.monotonic()
+        whole = _per(self.begin, end, self.tokens)
+        steady = {}
+        if self.running and self.ending and self.ending[1] > self.running[1]:
+            steady = _per(self.running, self.ending, self.ending[1] - self.running[1])
+        steadily = [[it for it in them if it[0] >= self.running_s] for them in self.arrivals]
+        gaps = [b[0] - a[0] for them in steadily for a, b in pairwise(them)]
+        lags = [lag for them in steadily for lag in _lags(them)]
+        firsts = [
+            them[0][0] - s for them, s in zip(self.arrivals, self.asked_s, strict=True) if them
+        ]
+        return Outcome(
+            expected=job.streams * job.tokens,
+            tokens=self.tokens,
+            messages=self.messages,
+            seconds=round(end_s - min(self.asked_s), 3),
+            cpu_us=steady,
+            cpu_us_whole=whole,
+            first_ms=spread(firsts),
+            lag_ms=spread(lags) if lags else None,
+            gap_ms=spread(gaps) if gaps else None,
+        )
+
+
+def _per(
+    begin: tuple[dict[str, float], int], end: tuple[dict[str, float], int], count: int
+) -> dict[str, float]:
+    return {name: round((s - begin[0][name]) / count * 1e6, 2) for name, s in end[0].items()}
+
+
+def _lags(arrivals: list[tuple[float, int]]) -> list[float]:
+    """Return, per token, the seconds behind the earliest line of the stream's own mean pace."""
+    times = [at for at, count in arrivals for _ in range(count)]
+    if len(times) < 3:
+        return []
+    pace_s = (times[-1] - times[0]) / (len(times) - 1)
+    offsets = [at - number * pace_s for number, at in enumerate(times)]
+    earliest = min(offsets)
+    return [it - earliest for it in offsets]
+
+
+async def _grpc_streams(job: Job) -> Outcome:
+    async with AsyncExitStack() as stack:
+        channels = await _channels(job, stack)
+
+        async def one(meter: _Meter, number: int) -> None:
+            request = grpc_request(job, number)
+            async with channels[number % len(channels)].stream(KSERVE, "ModelStreamInfer") as calls:
+                meter.asked(number)
+                calls.send(request)
+                calls.half_close()
+                async for answer in calls:
+                    if answer.error_message:
+                        raise SystemExit(f"the server answered: {answer.error_message}")
+                    for content in answer.infer_response.raw_output_contents:
+                        meter.message(number, content)
+                meter.ended()
+
+        return await _run_streams(job, one)
+
+
+async def _sse_streams(job: Job) -> Outcome:
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=job.address, timeout=TIMEOUT_S, limits=limits) as http:
+
+        async def one(meter: _Meter, number: int) -> None:
+            body = http_body(job, number)
+            meter.asked(number)
+            async with http.stream("POST", CHAT, content=body, headers=_JSON) as answer:
+                answer.raise_for_status()
+                async for event in _events(answer):
+                    meter.message(number, event)
+            meter.ended()
+
+        return await _run_streams(job, one)
+
+
+_JSON = {"content-type": "application/json"}
+
+
+async def _events(answer: Any) -> AsyncIterator[bytes]:
+    """Yield events that bring content; several that arrive at once stay apart."""
+    async for part in answer.aiter_raw():
+        for event in part.split(b"\n\n"):
+            if b'"content":"' in event:
+                yield event
+
+
+async def _run_streams(job: Job, one: Callable[[_Meter, int], Any]) -> Outcome:
+    meter = _Meter(job)
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
+        for number in range(job.streams):
+            group.create_task(one(meter, number))
+    return meter.outcome()
+
+
+async def _channels(job: Job, stack: AsyncExitStack) -> list[RpcCaller]:
+    found = []
+    for _ in range(job.connections):
+        channel = make_channel(
+            job.address,
+            transport=NATIVE if job.native else GRPCIO,
+            rpc_types=rpc_types,
+            keepalive_s=None,
+        )
+        stack.push_async_callback(channel.close)
+        await channel.is_serving(timeout_s=5.0)
+        found.append(channel)
+    return found
+
+
+async def _grpc_unary(job: Job) -> Outcome:
+    async with AsyncExitStack() as stack:
+        channels = await _channels(job, stack)
+
+        async def one(number: int) -> None:
+            channel = channels[number % len(channels)]
+            request = grpc_request(job, number)
+            await channel.unary(KSERVE, "ModelInfer", request, timeout_s=TIMEOUT_S)
+
+        return await _run_unary(job, one)
+
+
+async def _http_unary(job: Job) -> Outcome:
+    async with httpx2.AsyncClient(base_url=job.address, timeout=TIMEOUT_S) as http:
+
+        async def one(number: int) -> None:
+            answer = await http.post(CHAT, content=http_body(job, number), headers=_JSON)
+            answer.raise_for_status()
+
+        return await _run_unary(job, one)
+
+
+async def _run_unary(job: Job, one: Callable[[int], Any]) -> Outcome:
+    taken: list[float] = []
+    numbers = iter(range(job.requests))
+
+    async def some() -> None:
+        for number in numbers:
+            began = time.monotonic()
+            await one(number)
+            taken.append(time.monotonic() - began)
+
+    for number in range(-20, 0):
+        await one(number)
+    before = {name: cpu_s(pid) for name, pid in job.pids.items()}
+    began = time.monotonic()
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
+        for _ in range(job.streams):
+            group.create_task(some())
+    after = {name: cpu_s(pid) for name, pid in job.pids.items()}
+    cpu_us = _per((before, 0), (after, 0), job.requests)
+    return Outcome(
+        expected=job.requests,
+        tokens=len(taken),
+        messages=len(taken),
+        seconds=round(time.monotonic() - began, 3),
+        cpu_us=cpu_us,
+        cpu_us_whole=cpu_us,
+        first_ms=spread(taken),
+    )
+
+
+KINDS: dict[str, Callable[[Job], Any]] = {
+    GRPC_STREAM: _grpc_streams,
+    SSE: _sse_streams,
+    GRPC_UNARY: _grpc_unary,
+    HTTP_UNARY: _http_unary,
+}
+
+
+def main() -> None:
+    """Serve jobs until the end of input."""
+    decode = msgspec.json.Decoder(Job).decode
+    for line in sys.stdin.buffer:
+        job = decode(line)
+        outcome = uvloop.run(KINDS[job.kind](job))
+        sys.stdout.buffer.write(msgspec.json.encode(outcome) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
