@@ -20,7 +20,7 @@ from gateway_http.app import create_app
 from gateway_http.config import GatewayConfig
 from gateway_http.http_server import HttpServer
 from wire.cards import ModelCard
-from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Tokenized, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, OnText, Tokenized, Usage
 
 MODEL = "sim"
 PATH = "/v1/chat/completions"
@@ -66,7 +66,9 @@ class Instant:
         """Nothing: it is not measured."""
         return ""
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+    async def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None
+    ) -> AsyncIterator[GenerateDelta]:
         """Yield a delta per tick, or all at once when it is not streamed."""
         count = request.sampling.max_tokens or 1
         if request.stream:

@@ -5,30 +5,38 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeAlias, cast
 
-from wire.generate import Backend, GenerateDelta, GenerateRequest
+from wire.generate import Backend, GenerateDelta, GenerateRequest, OnText
 
 Generations: TypeAlias = AsyncGenerator[tuple[int, GenerateDelta], None]
 
 
-def closable(backend: Backend, request: GenerateRequest) -> AsyncGenerator[GenerateDelta, None]:
+def closable(
+    backend: Backend, request: GenerateRequest, on_text: OnText | None = None
+) -> AsyncGenerator[GenerateDelta, None]:
     """The backend's iterator, which by its contract can be closed."""
-    return cast("AsyncGenerator[GenerateDelta, None]", backend.generate(request))
+    return cast("AsyncGenerator[GenerateDelta, None]", backend.generate(request, on_text))
 
 
 def generations(
-    backend: Backend, requests: Sequence[GenerateRequest], group: asyncio.TaskGroup
+    backend: Backend,
+    requests: Sequence[GenerateRequest],
+    group: asyncio.TaskGroup,
+    on_text: OnText | None = None,
 ) -> Generations:
     """Run all requests at once; the first error ends them all. Closing it cancels them.
 
-    With more than one request each gets a task in `group`, which must outlive the iterator.
+    With more than one request each gets a task in `group`, which must outlive the iterator, and
+    nobody is told text alone.
     """
     if len(requests) == 1:
-        return _single(backend, requests[0])
+        return _single(backend, requests[0], on_text)
     return _merged(backend, requests, group)
 
 
-async def _single(backend: Backend, request: GenerateRequest) -> Generations:
-    async with aclosing(closable(backend, request)) as deltas:
+async def _single(
+    backend: Backend, request: GenerateRequest, on_text: OnText | None
+) -> Generations:
+    async with aclosing(closable(backend, request, on_text)) as deltas:
         async for delta in deltas:
             yield 0, delta
 

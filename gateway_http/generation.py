@@ -7,7 +7,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol, TypeAlias
+from functools import partial
+from typing import Protocol, TypeAlias, cast
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,7 +19,7 @@ from gateway_http.exchange import CLIENT_GONE, EXCHANGE, Exchange
 from gateway_http.fan_out import Generations, generations
 from gateway_http.routing import route_headers
 from runtime.errors import Draining, InternalError, ServingError
-from wire.generate import Backend, GenerateDelta, GenerateRequest
+from wire.generate import Backend, GenerateDelta, GenerateRequest, OnText
 
 _COMMENT = b": keep-alive\n\n"
 log = logging.getLogger(__name__)
@@ -81,11 +82,23 @@ class Events(Protocol):
         ...
 
 
+class _TextEvents(Events, Protocol):
+    """Events that can be told text alone."""
+
+    def text(self, text: str) -> bytes | None:
+        """The events of it; None where `write` has to be asked."""
+        ...
+
+
 class _Writer(Protocol):
-    """How deltas become an answer; with `silence_s`, `keep_alive` must run meanwhile."""
+    """How deltas become an answer; with `silence_s`, `keep_alive` must run meanwhile.
+
+    `on_text` is an `OnText` for the backend, where the answer can be one.
+    """
 
     complete: bool
     silence_s: float
+    on_text: OnText | None
 
     async def write(self, prompt: int, delta: GenerateDelta) -> None:
         """Take the next delta of prompt number `prompt`."""
@@ -122,7 +135,7 @@ class GenerationResponse(Response):
         try:
             async with asyncio.TaskGroup() as group:
                 watcher = group.create_task(_raise_when_gone(receive, writer))
-                source = generations(self._backend, self._requests, group)
+                source = generations(self._backend, self._requests, group, writer.on_text)
                 if writer.silence_s:
                     beating = group.create_task(writer.keep_alive())
                 await self._relay(source, writer, watcher, exchange)
@@ -164,6 +177,7 @@ class _BodyWriter:
     """One JSON body at the end."""
 
     silence_s = 0.0
+    on_text: OnText | None = None
 
     def __init__(self, body: Body, exchange: Exchange, retry_after_s: int) -> None:
         self.complete = False
@@ -205,10 +219,25 @@ class _StreamWriter:
         self._retry_after_s = config.retry_after_s
         self.silence_s = config.keep_alive_s
         self._written = 0
+        self._busy = False
+        self.on_text: OnText | None = None
+        if exchange.write_now is not None and hasattr(events, "text"):
+            self.on_text = partial(self._text, cast("_TextEvents", events), exchange.write_now)
+
+    def _text(self, events: _TextEvents, write_now: Callable[[bytes], bool], text: str) -> bool:
+        if self._busy or self.complete:
+            return False
+        data = events.text(text)
+        if data is None or not write_now(data):
+            return False
+        self._written += 1
+        return True
 
     async def write(self, prompt: int, delta: GenerateDelta) -> None:
         data = self._chunks.write(prompt, delta)
         self._written += 1
+        # What waits here for a slow client comes before any text that follows.
+        self._busy = True
         if not self._exchange.status:
             _tell_route(self._exchange, delta)
             await self._start()
@@ -217,6 +246,7 @@ class _StreamWriter:
             await self._send({"type": "http.response.body", "body": data})
         elif data:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._busy = False
 
     async def fail(self, error: ServingError) -> None:
         if self.complete:

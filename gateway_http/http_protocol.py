@@ -3,9 +3,14 @@
 import asyncio
 import logging
 from enum import Enum
+from functools import partial
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from gateway_http.errors import error_json
@@ -14,6 +19,12 @@ from runtime.errors import RequestTimeout
 log = logging.getLogger(__name__)
 
 _HEAD_BYTES = 64 * 1024
+
+WRITE_NOW = "penstock.write_now"
+"""Extension of the ASGI scope; its `call` sends a part of a chunked body without waiting.
+
+It returns False, having sent nothing, when the answer is not one or its client reads too slowly.
+"""
 
 
 class _Awaited(Enum):
@@ -73,6 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         super().on_headers_complete()
+        self.scope["extensions"] = {WRITE_NOW: {"call": partial(_write_now, self.cycle)}}
 
     def on_message_complete(self) -> None:
         """Begin the next head."""
@@ -128,3 +140,16 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         lines = [b"%b: %b\r\n" % header for header in headers]
         return b"".join([STATUS_LINE[RequestTimeout.http_status], *lines, b"\r\n", body])
+
+
+def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
+    if (
+        cycle.flow.write_paused
+        or not cycle.chunked_encoding
+        or cycle.response_complete
+        or cycle.disconnected
+    ):
+        return False
+    if body:
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True

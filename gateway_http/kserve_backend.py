@@ -31,7 +31,7 @@ from runtime.errors import (
 from runtime.rpc_client import RpcCaller, RpcStream
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
-from wire.generate import GenerateDelta, GenerateRequest, Tokenized
+from wire.generate import GenerateDelta, GenerateRequest, OnText, Tokenized
 from wire.pool import KSERVE
 from wire.text_request import OutputSelection, encode_text_request
 from wire.text_response import decode_text_response
@@ -113,7 +113,9 @@ class KServeBackend:
             return False
         return bool(answer.ready)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+    async def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None
+    ) -> AsyncIterator[GenerateDelta]:
         """Run one request; closing the iterator cancels it.
 
         Until the first delta a request that finds its server stopping is sent again: another one

@@ -12,7 +12,7 @@ from runtime.errors import Cancelled, Draining, InternalError, ServingError
 from runtime.request_record import OK, UNKNOWN_MODEL, RequestRecord
 from runtime.tracing import Tracing
 from wire.cards import ModelCard
-from wire.generate import Backend, GenerateDelta, GenerateRequest, Tokenized
+from wire.generate import Backend, GenerateDelta, GenerateRequest, OnText, Tokenized
 
 
 class MeteredBackend:
@@ -46,7 +46,9 @@ class MeteredBackend:
         """What the other says."""
         return await self._backend.detokenize(model, token_ids)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+    async def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None
+    ) -> AsyncIterator[GenerateDelta]:
         """Run one request; closing the iterator cancels it."""
         now = time.monotonic()
         record = RequestRecord(

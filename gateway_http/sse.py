@@ -68,6 +68,16 @@ class ChunkWriter:
         """The end of a broken stream."""
         return error_event(error)
 
+    def text(self, text: str) -> bytes | None:
+        """The event of a delta of prompt 0 that is text of its choice 0 alone.
+
+        None where it takes more than that, as the first one does: `write` has to be asked.
+        """
+        prefix = self._prefixes.get(0)
+        if prefix is None or not self._is_plain:
+            return None
+        return prefix + _json(text) + self._plain_end if text else b""
+
     def write(self, prompt: int, delta: GenerateDelta) -> bytes:
         """The events of one delta of prompt number `prompt`; empty when it shows nothing new."""
         if self._is_plain and delta.usage is None and len(delta.choices) == 1:

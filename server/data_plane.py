@@ -34,7 +34,7 @@ from server.routing import choose, route_request, shown_route
 from server.text.codec import EncodedPrompt
 from server.trace_settings import TraceSettings
 from wire.cards import ModelCard
-from wire.generate import GenerateDelta, GenerateRequest, Tokenized
+from wire.generate import GenerateDelta, GenerateRequest, OnText, Tokenized
 
 _LOOK_S = 0.5
 
@@ -136,11 +136,15 @@ class DataPlane:
         self._enter(flight, deadline_s)
         return generation
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+    async def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None
+    ) -> AsyncIterator[GenerateDelta]:
         """Run one request; closing the iterator cancels it."""
         ready = asyncio.Event()
         generation = self.begin(request)
         generation.on_ready = ready.set
+        if request.stream and request.sampling.n == 1:
+            generation.on_text = on_text
         try:
             while True:
                 await ready.wait()

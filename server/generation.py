@@ -8,7 +8,7 @@ from runtime.errors import Cancelled, EngineFailed, ServingError
 from runtime.request_record import RequestRecord
 from server.parsers.parser import ChoiceParser
 from server.text.codec import ChoiceDecoder, EncodedPrompt, TextCodec
-from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, TokenText, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, OnText, TokenText, Usage
 from wire.routes import Route
 from wire.tokens import FinishReason, TokenDelta
 
@@ -52,7 +52,7 @@ class Generation:
         self.request = request
         self.record = record
         self.on_ready: Callable[[], None] = _nobody
-        self.on_text: Callable[[str], bool] | None = None
+        self.on_text: OnText | None = None
         self.ended = False
         self.route: Route | None = None
         self._prompt_ids: Sequence[int] = ()

@@ -1,7 +1,7 @@
 """The text side: a checked request and the deltas that answer it, whatever carries them."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -154,12 +154,20 @@ class Tokenized(msgspec.Struct, frozen=True, kw_only=True):
     token_strings: list[str] | None = None
 
 
+OnText: TypeAlias = Callable[[str], bool]
+"""Takes text that is all of a delta of choice 0, at once; False when it cannot take it now."""
+
+
 class Backend(Protocol):
     """What the HTTP gateway stands on: this process's data plane, or a KServe client of another.
 
     `generate` raises a ServingError before the first delta or between two; otherwise it yields
     deltas and ends after the one with `usage`. Closing the iterator cancels the request. A slow
     consumer gets fewer, larger deltas; nothing is dropped.
+
+    `on_text` is for whoever can send text without waiting: it may be told a delta's text instead
+    of being yielded the delta, after the first one and always in the order of the text. It must
+    refuse while it is busy with a delta that it was yielded.
     """
 
     async def models(self) -> list[ModelCard]:
@@ -170,7 +178,9 @@ class Backend(Protocol):
         """Whether `model` has a worker, or without a name any model."""
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+    def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None
+    ) -> AsyncIterator[GenerateDelta]:
         """Run one request."""
         ...
 

@@ -7,7 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from wire.cards import ModelCard
-from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Tokenized, TokenText, Usage
+from wire.generate import (
+    ChoiceDelta,
+    GenerateDelta,
+    GenerateRequest,
+    OnText,
+    Tokenized,
+    TokenText,
+    Usage,
+)
 
 CARD = ModelCard(
     name="toy",
@@ -59,7 +67,9 @@ class ScriptedBackend:
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         return "".join(chr(it % 128) for it in token_ids)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+    async def generate(
+        self, request: GenerateRequest, on_text: OnText | None = None
+    ) -> AsyncIterator[GenerateDelta]:
         self.requests.append(request)
         self.running += 1
         self.started.set()

@@ -87,6 +87,32 @@ async def test_streamed_deltas_joined_are_the_whole_answer(setup: Setup) -> None
     assert len(whole) == 1
 
 
+@pytest.mark.parametrize("refused", [0, 1, 2, 3])
+async def test_text_that_is_told_and_text_that_is_yielded_are_in_order(
+    setup: Setup, refused: int
+) -> None:
+    parts: list[str] = []
+    asked_for = 0
+
+    def on_text(text: str) -> bool:
+        nonlocal asked_for
+        asked_for += 1
+        taken = not refused or asked_for % refused == 0
+        if taken:
+            parts.append(text)
+        return taken
+
+    request = asked(sampling={"max_tokens": 40})
+    deltas = 0
+    async for delta in setup.backend.generate(request, on_text):
+        deltas += 1
+        parts.extend(choice.text for choice in delta.choices)
+        assert delta.usage is None or delta.usage.completion_tokens == 40
+    assert deltas >= 2
+    assert asked_for > 0 or isinstance(setup.backend, MeteredBackend)
+    assert "".join(parts) == text_of(await answer(setup, request))
+
+
 async def test_only_the_last_delta_is_final_and_has_the_usage(setup: Setup) -> None:
     deltas = await answer(setup, asked())
     assert [delta.final for delta in deltas] == [False] * (len(deltas) - 1) + [True]
