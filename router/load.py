@@ -255,12 +255,11 @@ def _first(count: int, fits: Callable[[int], bool]) -> int:
 
 def _take(counts: Counter[int], hashes: Hashes) -> int:
     """Count each block once less; returns how many are in no count any more."""
-    gone = 0
+    gone, pop = 0, counts.pop
     for block in hashes.tolist():
-        requests = counts[block]
+        requests = pop(block)
         if requests > 1:
             counts[block] = requests - 1
         else:
-            del counts[block]
             gone += 1
     return gone
