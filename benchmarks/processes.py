@@ -121,8 +121,10 @@ def _start(
     command += ["--ready-file", str(folder / f"{name}.json")]
     command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]
     command += ["--log-level", "warning", "--log-format", "json", *behind]
+    # An installed package has its bytecode: a first start writes it, where the shell forbids that.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     with (folder / f"{name}.log").open("wb") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
 def _ready(folder: Path, name: str, started_s: float, process: subprocess.Popen[bytes]) -> Process:

@@ -6,7 +6,6 @@ Every operation's errors are added here, in the form that its path has.
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
 
 from gateway_http.errors import (
     AnthropicErrorAnswer,
@@ -102,21 +101,15 @@ class KServeGenerate(msgspec.Struct, frozen=True):
     text_input: str
 
 
-def describe(app: FastAPI) -> None:
-    """Add the components and errors to the document that FastAPI makes."""
-    made = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = made()
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                _add_errors(path, operation["responses"])
-        kinds = [ErrorAnswer, KServeErrorAnswer, AnthropicErrorAnswer, *_DESCRIBED.values()]
-        _, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
-        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+def completed(document: dict[str, Any]) -> dict[str, Any]:
+    """Add the components and errors to the document that FastAPI makes, and return it."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _add_errors(path, operation["responses"])
+    kinds = [ErrorAnswer, KServeErrorAnswer, AnthropicErrorAnswer, *_DESCRIBED.values()]
+    _, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+    document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    return document
 
 
 def _add_errors(path: str, responses: dict[str, Any]) -> None:

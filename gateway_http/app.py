@@ -5,17 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.answer_schema import Model, Models
-from gateway_http.api_document import describe, describe_endpoint
+from gateway_http.api_document import describe_endpoint
 from gateway_http.config import GatewayConfig
 from gateway_http.cross_origin import CrossOrigin
 from gateway_http.embeddings import add_embeddings
+from gateway_http.endpoints import EndpointApp
 from gateway_http.errors import error_response, http_error_response, known_error
 from gateway_http.exchange import EXCHANGE, GatewayApp
 from gateway_http.kserve_rest import add_kserve
@@ -39,7 +39,7 @@ def create_app(
     *,
     access: Access | None = None,
     routing: Routing | None = None,
-) -> FastAPI:
+) -> GatewayApp:
     """The ASGI application. `metrics` writes Prometheus text; by default the process's registry.
 
     With `access` all but health needs a key that it knows. `routing` is there in a process that
@@ -79,11 +79,10 @@ def create_app(
     _add_status(app, backend, metrics or generate_latest)
     if routing is not None:
         add_routing(app, routing, config)
-    describe(app)
     return app
 
 
-def _add_models(app: FastAPI, backend: Backend) -> None:
+def _add_models(app: EndpointApp, backend: Backend) -> None:
     @app.get(
         "/v1/models",
         summary="List the models",
@@ -133,7 +132,7 @@ def _entries(card: ModelCard, ready: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _add_status(app: FastAPI, backend: Backend, metrics: Callable[[], bytes]) -> None:
+def _add_status(app: EndpointApp, backend: Backend, metrics: Callable[[], bytes]) -> None:
     @app.get("/live", summary="Whether the process answers", tags=["status"])
     async def live() -> Response:
         return _json({"status": "live"})

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import FastAPI
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from gateway_http.api_document import describe_endpoint
 from gateway_http.bodies import read_body
 from gateway_http.completions import read_prompts
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.errors import JSON_TYPE, error_json
 from gateway_http.generation import GenerationResponse, as_body
 from gateway_http.origin import Origin, origin_of
@@ -266,7 +266,7 @@ def _requests(
     ]
 
 
-def add_embeddings(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def add_embeddings(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add the endpoints."""
     most = config.max_embedding_inputs
 

@@ -7,11 +7,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
-from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway_http import metrics
 from gateway_http.cross_origin import CrossOrigin
+from gateway_http.endpoints import EndpointApp
 from gateway_http.entrance import admit
 from gateway_http.errors import error_response
 from gateway_http.http_protocol import WRITE_NOW
@@ -60,8 +60,8 @@ def request_id_of(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-class GatewayApp(FastAPI):
-    """FastAPI with the exchange around each request, and a look at its key before all else."""
+class GatewayApp(EndpointApp):
+    """Endpoints with the exchange around each request, and a look at its key before all else."""
 
     common_headers: list[tuple[bytes, bytes]]
     access: Access | None = None

@@ -6,13 +6,13 @@ from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from fastapi import FastAPI
 from google.protobuf.json_format import MessageToDict
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_kserve
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.intake import read_json_body
 from gateway_http.kserve_answers import (
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 _Handler = Callable[..., Awaitable[Response]]
 
 
-def add_kserve(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def add_kserve(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add every path below /v2."""
     _add_server(app, backend)
     # Before the models' own paths: a name may hold slashes.
@@ -56,7 +56,7 @@ def add_kserve(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
     _add_models(app, backend)
 
 
-def _add_server(app: FastAPI, backend: Backend) -> None:
+def _add_server(app: EndpointApp, backend: Backend) -> None:
     @app.get("/v2", summary="Describe the server", tags=[_TAG])
     async def server() -> Response:
         return _json({"name": "penstock", "version": version("penstock"), "extensions": EXTENSIONS})
@@ -78,7 +78,7 @@ def _add_server(app: FastAPI, backend: Backend) -> None:
         return _json([_state(*it) for it in states if it[1] or not only_ready])
 
 
-def _add_models(app: FastAPI, backend: Backend) -> None:
+def _add_models(app: EndpointApp, backend: Backend) -> None:
     async def card_of(name: str, asked: str) -> ModelCard:
         check_version(name, asked)
         for card in await backend.models():
@@ -119,7 +119,7 @@ def _add_models(app: FastAPI, backend: Backend) -> None:
             app.get(path + end, summary=summary, tags=[_TAG])(handler)
 
 
-def _add_inference(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     async def read(request: Request, *, binary: bool = False) -> bytes:
         return await read_json_body(
             request, config.max_body_bytes, config.body_timeout_s, binary=binary

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +13,7 @@ from gateway_http.bodies import read_body
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests, generates_nothing
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.openai import checked_body
 from gateway_http.origin import origin_of
@@ -30,7 +30,7 @@ _CHAT = {
 _TEXT = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 8}
 
 
-def add_openai(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def add_openai(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add both endpoints."""
 
     def answer(

@@ -3,12 +3,12 @@
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_endpoint
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.intake import read_json_body
 from gateway_http.openai import decode_json
 from runtime.errors import ModelNotFound, UnsupportedValue
@@ -31,7 +31,7 @@ class OtherModelRequest(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
-def add_other_models(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def add_other_models(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add the endpoints."""
     for path, does in _PATHS.items():
         app.post(

@@ -3,13 +3,13 @@
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.intake import read_json_body
 from gateway_http.openai import decode_body, decode_json
 from gateway_http.origin import RANK_HEADER, WORKER_HEADER, origin_of
@@ -47,7 +47,7 @@ def route_headers(route: Route) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def add_routing(app: FastAPI, routing: Routing, config: GatewayConfig) -> None:
+def add_routing(app: EndpointApp, routing: Routing, config: GatewayConfig) -> None:
     """Add the paths of a process that routes by itself."""
 
     @app.post("/v1/route", summary="Say where a request would go", tags=["routing"])

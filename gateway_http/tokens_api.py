@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,6 +10,7 @@ from starlette.responses import Response
 from gateway_http.api_document import describe_endpoint
 from gateway_http.bodies import read_body
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.origin import origin_of
 from runtime.errors import InvalidRequest
 from wire.generate import Backend, GenerateRequest
@@ -77,7 +77,7 @@ def tokenize_request(body: TokenizeRequest, request_id: str) -> GenerateRequest:
     )
 
 
-def add_tokenize(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def add_tokenize(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add both endpoints."""
 
     async def tokenize(request: Request) -> Response:

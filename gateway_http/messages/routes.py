@@ -1,13 +1,13 @@
 """The paths of the Messages API."""
 
 import msgspec
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_endpoint
 from gateway_http.bodies import read_body
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.errors import MESSAGES_PATH
 from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.messages.answers import MessageWriter
@@ -23,7 +23,7 @@ _EXAMPLE = {
 }
 
 
-def add_messages(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def add_messages(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add both endpoints."""
 
     async def create(request: Request) -> Response:

@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_endpoint
 from gateway_http.bodies import read_body
 from gateway_http.config import GatewayConfig
+from gateway_http.endpoints import EndpointApp
 from gateway_http.exchange import EXCHANGE
 from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.origin import origin_of
@@ -33,7 +33,7 @@ _EXAMPLE = {"model": "smollm2", "input": "What is the capital of France?"}
 _Items = list[dict[str, Any]]
 
 
-def add_responses(app: FastAPI, backend: Backend, config: GatewayConfig) -> None:
+def add_responses(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add the endpoints."""
     store = ResponseStore(config)
     _add_create(app, backend, config, store)
@@ -41,7 +41,7 @@ def add_responses(app: FastAPI, backend: Backend, config: GatewayConfig) -> None
 
 
 def _add_create(
-    app: FastAPI, backend: Backend, config: GatewayConfig, store: ResponseStore
+    app: EndpointApp, backend: Backend, config: GatewayConfig, store: ResponseStore
 ) -> None:
     def conversation(body: Conversation, principal: str | None) -> tuple[_Items, _Items]:
         """The items before this request's, and its own."""
@@ -91,7 +91,7 @@ def _add_create(
     )(count)
 
 
-def _add_stored(app: FastAPI, store: ResponseStore) -> None:
+def _add_stored(app: EndpointApp, store: ResponseStore) -> None:
     async def retrieve(request: Request, response_id: str) -> Response:
         stored = store.get(response_id, _principal(request))
         return Response(stored.response, media_type="application/json")
