@@ -11,6 +11,7 @@ from typing import Any
 from runtime.access import Limits
 from runtime.discovery import Discovery
 from runtime.errors import Draining
+from runtime.process import return_memory
 from runtime.rpc import Service
 from runtime.tracing import Tracing
 from server.config import FrontDoorConfig
@@ -27,6 +28,7 @@ from server.shared_memory import SharedMemory
 from server.shared_values import SharedValues
 from server.text.codec import TextCodec
 from server.trace_settings import Own, TraceSettings
+from wire.cards import ModelCard
 from wire.generate import Backend, Routing
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class FrontDoor:
     ) -> None:
         self._text_threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text")
         self._parsers = ParserHost()
-        load_text = partial(TextCodec, parsers=self._parsers)
+        load_text = partial(_load_text, parsers=self._parsers)
         self._fleet = Fleet(config, discovery, connect, load_text=load_text)
         self._traces = TraceSettings(
             collector=bool(tracing), shared=SharedValues(Own, config.group_file("traces"))
@@ -174,3 +176,9 @@ class FrontDoor:
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         await self._plane.wait_idle()
+
+
+def _load_text(card: ModelCard, parsers: ParserHost) -> TextCodec:
+    codec = TextCodec(card, parsers)
+    return_memory()
+    return codec
