@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 EXCHANGE = "penstock.exchange"
 CLIENT_GONE = 499
+
+_requests = cache(metrics.REQUESTS.labels)
+_duration = cache(metrics.DURATION.labels)
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}")
 
@@ -124,5 +128,5 @@ class GatewayApp(EndpointApp):
 
 def _record(scope: Scope, exchange: Exchange) -> None:
     endpoint = getattr(scope.get("route"), "path", "other")
-    metrics.REQUESTS.labels(endpoint, str(exchange.status or CLIENT_GONE)).inc()
-    metrics.DURATION.labels(endpoint).observe(time.monotonic() - exchange.started_s)
+    _requests(endpoint, str(exchange.status or CLIENT_GONE)).inc()
+    _duration(endpoint).observe(time.monotonic() - exchange.started_s)

@@ -84,6 +84,16 @@ CACHED_TOKENS = Counter(
     "penstock_cached_tokens", "Prompt tokens that were found in a KV cache.", ("model",)
 )
 OUTPUT_TOKENS = Counter("penstock_output_tokens", "Tokens delivered to clients.", ("model",))
+# Series by their labels: `labels` itself takes 2 us, eight times a request.
+_requests = cache(REQUESTS.labels)
+_requests_in_flight = cache(IN_FLIGHT.labels)
+_disconnects = cache(DISCONNECTS.labels)
+_duration = cache(DURATION.labels)
+_first_token = cache(FIRST_TOKEN.labels)
+_queue = cache(QUEUE.labels)
+_input_tokens = cache(INPUT_TOKENS.labels)
+_cached_tokens = cache(CACHED_TOKENS.labels)
+_output_tokens = cache(OUTPUT_TOKENS.labels)
 
 
 def record_refusal(
@@ -98,7 +108,7 @@ def record_refusal(
 def _begin_failures(model: str, endpoint: str) -> None:
     """Begin at 0 what may go wrong: to Prometheus the first value of a series is no increase."""
     for outcome in FAILURES:
-        REQUESTS.labels(model, endpoint, outcome)
+        _requests(model, endpoint, outcome)
 
 
 class RequestRecord:
@@ -135,7 +145,7 @@ class RequestRecord:
     def admitted(self, model: str) -> None:
         """The request counts as in flight from now on."""
         self.known_as(model)
-        self._in_flight = IN_FLIGHT.labels(model)
+        self._in_flight = _requests_in_flight(model)
         self._in_flight.inc()
 
     def known_as(self, model: str) -> None:
@@ -162,20 +172,20 @@ class RequestRecord:
     def end(self, outcome: str, now: float, detail: str | None = None) -> None:
         """Tell everything, once."""
         self.end_wait(now)
-        REQUESTS.labels(self.model, self.endpoint, outcome).inc()
+        _requests(self.model, self.endpoint, outcome).inc()
         if outcome == Cancelled.reason:
-            DISCONNECTS.labels(self.endpoint).inc()
+            _disconnects(self.endpoint).inc()
         if self._in_flight is not None:
             self._in_flight.dec()
-            DURATION.labels(self.model, self.endpoint).observe(now - self.started_s)
-            INPUT_TOKENS.labels(self.model).inc(self.input_tokens)
-            CACHED_TOKENS.labels(self.model).inc(self.cached_tokens)
-            OUTPUT_TOKENS.labels(self.model).inc(self.output_tokens)
+            _duration(self.model, self.endpoint).observe(now - self.started_s)
+            _input_tokens(self.model).inc(self.input_tokens)
+            _cached_tokens(self.model).inc(self.cached_tokens)
+            _output_tokens(self.model).inc(self.output_tokens)
         if self.first_s is not None:
             taken_s = self.first_s - self.started_s
-            FIRST_TOKEN.labels(self.model, self.endpoint).observe(taken_s)
+            _first_token(self.model, self.endpoint).observe(taken_s)
         if self.queued_s is not None:
-            QUEUE.labels(self.model).observe(self.queued_s)
+            _queue(self.model).observe(self.queued_s)
         if _LOG.isEnabledFor(logging.INFO):
             _LOG.info("request finished", extra=self._shown(outcome, now, detail))
 

@@ -1,6 +1,7 @@
 """What every transport does at the start and the end of a call."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -10,6 +11,7 @@ from runtime.access import Access
 from runtime.errors import Code, InvalidRequest, Overloaded
 
 CALLS = Counter("penstock_grpc_calls", "Finished rpcs.", ("method", "code"))
+_calls = cache(CALLS.labels)
 CALLS_IN_FLIGHT = Gauge("penstock_grpc_calls_in_flight", "Rpcs whose handlers run.")
 REFUSAL_DELAY_S = 0.05
 """Clients on grpc.aio lose a status that comes while they write their first message: grpc#36066."""
@@ -21,7 +23,7 @@ _HEADER_OVERHEAD_BYTES = 32
 
 def count_call(method: str, code: Code) -> None:
     """Count the end of a call of `service/name`."""
-    CALLS.labels(method.rpartition("/")[2], code.name).inc()
+    _calls(method.rpartition("/")[2], code.name).inc()
 
 
 def caller_of(

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from functools import cache
 
 from router.router import BusyThresholds, Choice, RouteRequest
 from runtime.errors import InvalidRequest, ModelNotReady, ServingError
@@ -13,6 +14,11 @@ from server.models import ServedModel
 from server.text.codec import EncodedPrompt
 from wire.generate import GenerateRequest
 from wire.routes import Route, RouteCandidate, RouteReport, Thresholds
+
+_decision_time = cache(DECISION_TIME.labels)
+_decisions = cache(DECISIONS.labels)
+_prompt_blocks = cache(PROMPT_BLOCKS.labels)
+_overlap_blocks = cache(OVERLAP_BLOCKS.labels)
 
 
 def route_request(
@@ -52,12 +58,12 @@ def choose(model: ServedModel, route: RouteRequest, policy: str) -> Choice:
     began_s = time.monotonic()
     choice = model.router.choose(route, began_s)
     name = model.card.name
-    DECISION_TIME.labels(name).observe(time.monotonic() - began_s)
+    _decision_time(name).observe(time.monotonic() - began_s)
     if choice is None:
         raise _no_place(model, route)
-    DECISIONS.labels(name, choice.worker_id, policy).inc()
-    PROMPT_BLOCKS.labels(name).inc(choice.prompt_blocks)
-    OVERLAP_BLOCKS.labels(name).inc(choice.overlap_blocks)
+    _decisions(name, choice.worker_id, policy).inc()
+    _prompt_blocks(name).inc(choice.prompt_blocks)
+    _overlap_blocks(name).inc(choice.overlap_blocks)
     return choice
 
 

@@ -5,7 +5,6 @@ from statistics import median
 from typing import Any
 
 import msgspec
-import pygal
 from rich.console import Console
 from rich.table import Table
 
@@ -106,6 +105,9 @@ def alone_table(alone: dict[str, Any]) -> Table:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Write an SVG of the CPU per token of each streaming case."""
+    # It hooks itself into Python's imports, in a way that has gone out of use and warns.
+    import pygal
+
     shown = [it for it in rows if it.case.kind not in (GRPC_UNARY, HTTP_UNARY)]
     chart = pygal.HorizontalBar(
         title="Front door: µs of CPU per token",
