@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from gateway_http.errors import error_json
+from gateway_http.metrics import CONNECTIONS
 from runtime.errors import RequestTimeout
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
+        CONNECTIONS.inc()
         super().connection_made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
+        CONNECTIONS.dec()
         self._unwatch()
         super().connection_lost(exc)
 

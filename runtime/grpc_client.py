@@ -11,7 +11,8 @@ import grpc
 from runtime.errors import Cancelled, DeadlineExceeded, ServingError
 from runtime.grpc_errors import error_of
 from runtime.grpc_tls import channel_credentials
-from runtime.rpc_client import RpcTypes, answer_parser, is_serving
+from runtime.rpc import RpcTypes
+from runtime.rpc_client import answer_parser, is_serving
 from runtime.tls import ClientIdentity, ClientPem, ClientTls
 
 Metadata = Mapping[str, str]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from runtime.errors import (
 from runtime.grpc_call import GrpcCall
 from runtime.grpc_errors import grpc_status_of
 from runtime.in_flight import InFlight
-from runtime.rpc import CallInfo, Service, StreamHandler, UnaryHandler
+from runtime.rpc import CallInfo, MethodTypes, Service, StreamHandler, UnaryHandler
 from runtime.rpc_calls import (
     CALLS_IN_FLIGHT,
     REFUSAL_DELAY_S,
@@ -30,7 +30,6 @@ from runtime.rpc_calls import (
 )
 
 Context = grpc.aio.ServicerContext
-RpcTypes = Mapping[str, tuple[type, type]]
 T = TypeVar("T")
 
 
@@ -55,7 +54,7 @@ class Dispatch:
         self._calls: set[GrpcCall] = set()
         self.in_flight = InFlight()
 
-    def generic_handler(self, service: Service, types: RpcTypes) -> grpc.GenericRpcHandler:
+    def generic_handler(self, service: Service, types: MethodTypes) -> grpc.GenericRpcHandler:
         """Return the handler of all methods of `service`; others of it are UNIMPLEMENTED."""
         access = None if service.open_to_all else self._access
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}

@@ -11,8 +11,8 @@ from runtime.errors import InvalidConfig
 from runtime.grpc_dispatch import Dispatch
 from runtime.grpc_options import GrpcOptions
 from runtime.grpc_tls import server_credentials
-from runtime.rpc import Service
-from runtime.rpc_server import RpcTypes, all_services, health_of
+from runtime.rpc import RpcTypes, Service
+from runtime.rpc_server import all_services, health_of
 from runtime.tls import ServerIdentity
 
 _STOP_GRACE_S = 2.0

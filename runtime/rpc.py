@@ -10,6 +10,11 @@ from typing import Any, Protocol
 
 from runtime.errors import ServingError
 
+MethodTypes = Mapping[str, tuple[type, type]]
+"""The request and response messages of each method of a service."""
+RpcTypes = Callable[[str], MethodTypes]
+"""Return them for a service's full name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallInfo:

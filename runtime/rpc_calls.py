@@ -13,6 +13,9 @@ from runtime.errors import Code, InvalidRequest, Overloaded
 CALLS = Counter("penstock_grpc_calls", "Finished rpcs.", ("method", "code"))
 _calls = cache(CALLS.labels)
 CALLS_IN_FLIGHT = Gauge("penstock_grpc_calls_in_flight", "Rpcs whose handlers run.")
+CONNECTIONS = Gauge(
+    "penstock_grpc_connections", "Connections of gRPC clients; 0 with grpcio, which does not tell."
+)
 REFUSAL_DELAY_S = 0.05
 """Clients on grpc.aio lose a status that comes while they write their first message: grpc#36066."""
 

@@ -8,8 +8,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.errors import InternalError, ServingError
 from runtime.grpc_health_service import HEALTH_SERVICE, RPC_TYPES, check_request, says_serving
-
-RpcTypes = Callable[[str], Mapping[str, tuple[type, type]]]
+from runtime.rpc import RpcTypes
 
 
 class RpcStream(Protocol):

@@ -1,16 +1,13 @@
 """A server of runtime.rpc services, as its owner sees it, whatever transport it is."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from runtime import grpc_health_service, grpc_reflection_service
 from runtime.grpc_health_service import Health
-from runtime.rpc import Service
-
-MethodTypes = Mapping[str, tuple[type, type]]
-RpcTypes = Callable[[str], MethodTypes]
+from runtime.rpc import MethodTypes, RpcTypes, Service
 
 
 class RpcServer(Protocol):

@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from runtime.errors import Cancelled, InternalError, ServingError, WorkerLost
-from runtime.rpc_client import RpcTypes, answer_parser, is_serving
+from runtime.rpc import RpcTypes
+from runtime.rpc_client import answer_parser, is_serving
 from runtime.tls import ClientIdentity, ClientPem, ClientTls
 from transport.client_call import ClientCall
 from transport.client_protocol import CONNECT_S, ClientProtocol

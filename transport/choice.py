@@ -8,9 +8,9 @@ from runtime.access import Access
 from runtime.grpc_client import RpcChannel
 from runtime.grpc_options import NATIVE, GrpcOptions
 from runtime.grpc_server import GrpcServer
-from runtime.rpc import Service
+from runtime.rpc import RpcTypes, Service
 from runtime.rpc_client import RpcCaller
-from runtime.rpc_server import RpcServer, RpcTypes
+from runtime.rpc_server import RpcServer
 from runtime.tls import ClientIdentity, ClientTls, ServerIdentity
 from transport.channel import NativeChannel
 from transport.server import NativeServer

@@ -7,7 +7,7 @@ from runtime.access import Access
 from runtime.errors import ServingError, Unauthenticated, Unsupported
 from runtime.grpc_options import GrpcOptions
 from runtime.in_flight import InFlight
-from runtime.rpc import CallInfo, Service, StreamHandler, UnaryHandler
+from runtime.rpc import CallInfo, MethodTypes, Service, StreamHandler, UnaryHandler
 from runtime.rpc_calls import REFUSAL_DELAY_S, Parse, caller_of, parser_of
 from runtime.rpc_status import status_of
 from transport.events import RequestStarted
@@ -23,8 +23,6 @@ from transport.grpc_codec import (
 )
 from transport.header_blocks import as_mapping
 from transport.server_call import Link, RefusedCall, ServerCall, StreamCall, UnaryCall
-
-RpcTypes = Mapping[str, tuple[type, type]]
 
 
 class _Route:
@@ -55,7 +53,7 @@ class Dispatch:
         self._routes: dict[bytes, _Route] = {}
         self.in_flight = InFlight()
 
-    def add(self, service: Service, types: RpcTypes) -> None:
+    def add(self, service: Service, types: MethodTypes) -> None:
         """Serve all methods of a service."""
         access = None if service.open_to_all else self._access
         for name, unary in service.unary.items():
@@ -87,7 +85,7 @@ class Dispatch:
         self,
         service: str,
         name: str,
-        types: RpcTypes,
+        types: MethodTypes,
         access: Access | None,
         *,
         unary: UnaryHandler | None = None,

@@ -9,8 +9,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from runtime.access import Access
 from runtime.errors import InvalidConfig
 from runtime.grpc_options import GrpcOptions
-from runtime.rpc import Service
-from runtime.rpc_server import RpcTypes, all_services, health_of
+from runtime.rpc import RpcTypes, Service
+from runtime.rpc_calls import CONNECTIONS
+from runtime.rpc_server import all_services, health_of
 from runtime.tls import RotatingContext, ServerIdentity
 from transport.dispatch import Dispatch
 from transport.server_protocol import ServerProtocol, limits_of
@@ -133,11 +134,17 @@ class NativeServer:
 
     def _protocol(self) -> ServerProtocol:
         return ServerProtocol(
-            self._dispatch, self._options, self._limits, self._connections.add, self._forget
+            self._dispatch, self._options, self._limits, self._remember, self._forget
         )
 
+    def _remember(self, connection: ServerProtocol) -> None:
+        self._connections.add(connection)
+        CONNECTIONS.inc()
+
     def _forget(self, connection: ServerProtocol) -> None:
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.remove(connection)
+            CONNECTIONS.dec()
         self._closed.set()
 
     def _bind(self) -> socket.socket:

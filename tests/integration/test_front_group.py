@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 import urllib.request
 from collections import Counter
@@ -88,6 +89,23 @@ def test_requests_spread_over_the_front_doors_and_are_counted_in_one_place(group
     assert sum(counts.values()) == 24
     # Whichever front door answers on the shared port, it shows the same.
     assert set(metric(group, "process_start_time_seconds", at="http")) == {*MEMBERS, "serve"}
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_where_the_connections_are_is_shown_by_process(group, protocol):
+    def counts() -> list[float]:
+        found = metric(group, f"penstock_{protocol}_connections")
+        return [found["front-0"], found["front-1"]]
+
+    before = counts()
+    host, _, port = group.ready[protocol].removeprefix("http://").rpartition(":")
+    held = [socket.create_connection((host, int(port))) for _ in range(24)]
+    wait_until(lambda: sum(counts()) == sum(before) + 24)
+    # That all are at the same one of two has odds of 1 to 8 million.
+    assert all(now > then for now, then in zip(counts(), before, strict=True))
+    for one in held:
+        one.close()
+    wait_until(lambda: counts() == before)
 
 
 def index_blocks(one: Running) -> dict[str, float]:
