@@ -46,6 +46,18 @@ def paced(streams: int, *, tokens: int) -> Iterator[Case]:
     yield Case(name=f"SSE, {streams} streams", kind=SSE, streams=streams, tokens=tokens)
 
 
+def real_engine(*, tokens: int) -> Iterator[Case]:
+    """Streams at the pace of a real engine on this machine."""
+    for streams in (1, 16):
+        yield Case(
+            name=f"SSE, {streams} streams, real engine",
+            kind=SSE,
+            streams=streams,
+            tokens=tokens,
+            prompt_words=20,
+        )
+
+
 def saturated(*, tokens: int) -> Iterator[Case]:
     """256 streams, each of ten times the pace: more than this machine carries one by one."""
     yield Case(

@@ -59,7 +59,7 @@ class _Meter:
         self.asked_s[stream] = time.monotonic()
 
     def message(self, stream: int, content: bytes) -> None:
-        found = 1 if self._word is None else content.count(self._word)
+        found = bool(content) if self._word is None else content.count(self._word)
         if not found:
             return
         arrivals = self.arrivals[stream]
@@ -76,6 +76,8 @@ class _Meter:
             self.ending = self._now()
 
     def outcome(self) -> Outcome:
+        if not self.tokens:
+            raise SystemExit("no token came")
         job, end = self._job, self._now()
         end_s = time.monotonic()
         whole = _per(self.begin, end, self.tokens)
@@ -131,11 +133,22 @@ async def _grpc_streams(job: Job) -> Outcome:
                 async for answer in calls:
                     if answer.error_message:
                         raise SystemExit(f"the server answered: {answer.error_message}")
-                    for content in answer.infer_response.raw_output_contents:
-                        meter.message(number, content)
+                    meter.message(number, _content(answer.infer_response))
                 meter.ended()
 
         return await _run_streams(job, one)
+
+
+def _content(response: Any) -> bytes:
+    """The text of a response, whichever of the protocol's two places it stands in."""
+    if response.raw_output_contents:
+        return bytes(response.raw_output_contents[0])
+    return b"".join(
+        text
+        for output in response.outputs
+        if output.name == "text_output"
+        for text in output.contents.bytes_contents
+    )
 
 
 async def _sse_streams(job: Job) -> Outcome:

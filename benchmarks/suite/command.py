@@ -27,7 +27,7 @@ from benchmarks.processes import Process, another_front
 from benchmarks.suite import cases
 from benchmarks.suite.cases import Case
 from benchmarks.suite.jobs import GRPC_STREAM, GRPC_UNARY, Job, Outcome
-from benchmarks.suite.peers import PEERS
+from benchmarks.suite.peers import dynamo, vllm
 from benchmarks.suite.report import Row, row, write
 from benchmarks.suite.targets import Target, bare, penstock
 from runtime.grpc_options import GRPCIO, NATIVE
@@ -35,6 +35,8 @@ from runtime.grpc_options import GRPCIO, NATIVE
 Ask = Callable[[Job], Outcome]
 
 SETTLE_S = 3.0
+# 0.3 of this machine's memory for each of two engines; the cache's own size is in VLLM_CPU_*.
+VLLM = ("--max-model-len", "1024", "--gpu-memory-utilization", "0.3")
 console = Console(stderr=True)
 
 
@@ -44,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", help="run the cases whose name contains this")
     parser.add_argument("--repeats", type=int, help="runs per case (3; with --quick 1)")
     parser.add_argument("--transport", choices=(NATIVE, GRPCIO), default=NATIVE)
-    parser.add_argument("--peer", choices=sorted(PEERS), help="another server, for the same load")
+    parser.add_argument(
+        "--peer",
+        choices=("dynamo", "vllm"),
+        help="another server for the same load; vllm: its own server beside ours, both with the "
+        "real engine and nothing else measured",
+    )
     parser.add_argument(
         "--peer-python", default=sys.executable, help="the interpreter that has the peer installed"
     )
@@ -73,13 +80,21 @@ class _Run:
         with ExitStack() as stack:
             ours, _ = stack.enter_context(penstock(flags, speedup=speed))
             targets = [ours, stack.enter_context(bare(interval_s))]
-            if self._options.peer:
-                peer = PEERS[self._options.peer]
-                targets.append(
-                    stack.enter_context(peer(self._options.peer_python, interval_s, found[0]))
-                )
+            if self._options.peer == "dynamo":
+                peer = dynamo(self._options.peer_python, interval_s, found[0])
+                targets.append(stack.enter_context(peer))
             for case in found:
                 self._case(case, targets)
+
+    def real_engine(self, found: list[Case]) -> None:
+        """Run cases on our server and on vLLM's, each with an engine of its own."""
+        flags = ["--grpc-transport", self._options.transport]
+        with (
+            penstock(flags, vllm=VLLM) as (ours, _),
+            vllm(self._options.peer_python, VLLM) as theirs,
+        ):
+            for case in found:
+                self._case(case, [ours, theirs])
 
     def _case(self, case: Case, targets: list[Target]) -> None:
         console.print(f"{time.strftime('%H:%M:%S')} {case.name}")
@@ -151,18 +166,12 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     with _client() as ask:
         suite = _Run(options, ask)
-        for streams in (64,) if quick else (1, 16, 64, 256):
-            pace = cases.speedup(streams, tokens, cases.INTERVAL_S)
-            found = suite.selected(cases.paced(streams, tokens=tokens))
-            suite.cases(found, speed=pace, interval_s=cases.INTERVAL_S)
-        pace = cases.speedup(256, tokens * 4, cases.SATURATED_INTERVAL_S)
-        found = suite.selected(cases.saturated(tokens=tokens * 4))
-        suite.cases(found, speed=pace, interval_s=cases.SATURATED_INTERVAL_S)
-        found = suite.selected(cases.unary(requests=requests))
-        found += suite.selected(cases.first_token(requests=requests // 10))
-        suite.cases(found, speed=0, interval_s=0.001)
+        if options.peer == "vllm":
+            suite.real_engine(suite.selected(cases.real_engine(tokens=tokens)))
+        else:
+            _simulated(suite, tokens, requests, quick=quick)
     alone = {}
-    if not options.only:
+    if not (options.only or options.peer == "vllm"):
         with penstock(speedup=0) as (_, front):
             alone = _alone(front, 1 if quick else 3)
     about = {
@@ -174,3 +183,16 @@ def run(options: argparse.Namespace) -> int:
     write(suite.rows, alone, about, options.out)
     console.print(json.dumps(about))
     return 0
+
+
+def _simulated(suite: _Run, tokens: int, requests: int, *, quick: bool) -> None:
+    for streams in (64,) if quick else (1, 16, 64, 256):
+        pace = cases.speedup(streams, tokens, cases.INTERVAL_S)
+        found = suite.selected(cases.paced(streams, tokens=tokens))
+        suite.cases(found, speed=pace, interval_s=cases.INTERVAL_S)
+    pace = cases.speedup(256, tokens * 4, cases.SATURATED_INTERVAL_S)
+    found = suite.selected(cases.saturated(tokens=tokens * 4))
+    suite.cases(found, speed=pace, interval_s=cases.SATURATED_INTERVAL_S)
+    found = suite.selected(cases.unary(requests=requests))
+    found += suite.selected(cases.first_token(requests=requests // 10))
+    suite.cases(found, speed=0, interval_s=0.001)

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -81,9 +81,6 @@ def vllm(python: str, arguments: Sequence[str]) -> Iterator[Target]:
             http_pids={"front": pid},
             asks={"model": "sim", "word": WORD, "word_id": word_id()},
         )
-
-
-PEERS: dict[str, Callable[[str, float, Case], AbstractContextManager[Target]]] = {"dynamo": dynamo}
 
 
 def _model() -> Path:
