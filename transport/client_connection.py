@@ -54,10 +54,10 @@ class ClientConnection(Endpoint):
     _make_streams = Requests
     streams: Requests
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, first_id: int = 1) -> None:
         super().__init__(limits, {ENABLE_PUSH: 0}, greeted=True)
         self._preface = PREFACE
-        self._next_id = 1
+        self._next_id = first_id
         self._going = False
         self._greeted = False
         self._most = MAX_STREAM_ID
@@ -69,8 +69,14 @@ class ClientConnection(Endpoint):
             self._greeted
             and not self._going
             and not self._failed
+            and not self.exhausted
             and len(self.streams) < self._most
         )
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all stream ids have been used: what more there is needs another connection."""
+        return self._next_id > MAX_STREAM_ID
 
     def take(self) -> bytes:
         """Return what is to be written."""

@@ -58,6 +58,8 @@ class ClientProtocol(Shell[ClientConnection]):
         self._calls[stream_id] = call
         call.begin(self, stream_id)
         self.flush_soon()
+        if self._connection.exhausted:
+            self._leave()
 
     def close(self, error: ServingError) -> None:
         """Fail every call and close."""

@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from tests.unit.http2_peer import ANSWER, REQUEST, TRAILERS, H2Peer, RawPeer, of_stream
+from transport.client_connection import ClientConnection
 from transport.codes import (
     ACK,
     CONTINUATION,
@@ -13,6 +14,7 @@ from transport.codes import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    MAX_STREAM_ID,
     PADDED,
     PING,
     PREFACE,
@@ -101,6 +103,16 @@ def test_a_client_opens_odd_streams(stream_id: int) -> None:
     peer = RawPeer()
     peer.request(stream_id)
     assert peer.failure == PROTOCOL
+
+
+def test_a_client_that_has_used_all_stream_ids_begins_no_more() -> None:
+    client = ClientConnection(Limits(), first_id=MAX_STREAM_ID - 2)
+    client.receive(settings_frame({}), 0.0)
+    for stream_id in (MAX_STREAM_ID - 2, MAX_STREAM_ID):
+        assert client.takes_more
+        assert client.request(b"") == stream_id
+    assert client.exhausted
+    assert not client.takes_more
 
 
 @pytest.mark.parametrize(
