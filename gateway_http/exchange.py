@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 from starlette.types import Message, Receive, Scope, Send
@@ -15,7 +15,7 @@ from gateway_http.cross_origin import CrossOrigin
 from gateway_http.endpoints import EndpointApp
 from gateway_http.entrance import admit
 from gateway_http.errors import error_response
-from gateway_http.http_protocol import WRITE_NOW
+from gateway_http.http_protocol import CONNECTION, RequestConnection
 from runtime.access import Access
 from runtime.errors import Unauthenticated
 
@@ -33,15 +33,15 @@ _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}")
 class Exchange:
     """What the layers of one request share. `send` is the server's own, without layers between.
 
-    `write_now` is the server's WRITE_NOW, if it has one.
+    `connection` is the server's extension, if it has it.
 
     `endpoint` is the path of a generation that has not been handed to the backend: until then
     nobody else accounts for it.
     """
 
     __slots__ = (
-        "endpoint", "headers", "principal", "request_id", "send", "started_s", "status",
-        "told_route", "write_now",
+        "connection", "endpoint", "headers", "principal", "request_id", "send", "started_s",
+        "status", "told_route",
     )  # fmt: skip
 
     def __init__(self, send: Send, request_id: str, common: list[tuple[bytes, bytes]]) -> None:
@@ -53,7 +53,7 @@ class Exchange:
         self.started_s = time.monotonic()
         self.endpoint = ""
         self.told_route = False
-        self.write_now: Callable[[bytes], bool] | None = None
+        self.connection: RequestConnection | None = None
 
 
 def request_id_of(scope: Scope) -> str:
@@ -87,7 +87,7 @@ class GatewayApp(EndpointApp):
             scope["path"] = self.further_paths[scope["path"]]
             scope["raw_path"] = scope["path"].encode()
         exchange = Exchange(send, request_id_of(scope), self.common_headers)
-        exchange.write_now = scope.get("extensions", {}).get(WRITE_NOW, {}).get("call")
+        exchange.connection = scope.get("extensions", {}).get(CONNECTION, {}).get("request")
         scope[EXCHANGE] = exchange
         if self.cross_origin is not None:
             exchange.headers += self.cross_origin.headers(scope)

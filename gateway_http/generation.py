@@ -17,6 +17,7 @@ from gateway_http.config import GatewayConfig
 from gateway_http.errors import error_headers, known_error
 from gateway_http.exchange import CLIENT_GONE, EXCHANGE, Exchange
 from gateway_http.fan_out import Generations, generations
+from gateway_http.http_protocol import RequestConnection
 from gateway_http.routing import route_headers
 from runtime.errors import Draining, InternalError, ServingError
 from wire.generate import Backend, GenerateDelta, GenerateRequest, OnText
@@ -29,10 +30,6 @@ _SSE_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class _ClientGone(Exception):
-    """The peer closed its connection before the answer was complete."""
 
 
 class Body(Protocol):
@@ -91,14 +88,21 @@ class _TextEvents(Events, Protocol):
 
 
 class _Writer(Protocol):
-    """How deltas become an answer; with `silence_s`, `keep_alive` must run meanwhile.
+    """How deltas become an answer, between `begin` and `close`.
 
     `on_text` is an `OnText` for the backend, where the answer can be one.
     """
 
     complete: bool
-    silence_s: float
     on_text: OnText | None
+
+    def begin(self) -> None:
+        """The answer is being made from now on."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is to be said; idempotent."""
+        ...
 
     async def write(self, prompt: int, delta: GenerateDelta) -> None:
         """Take the next delta of prompt number `prompt`."""
@@ -106,10 +110,6 @@ class _Writer(Protocol):
 
     async def fail(self, error: ServingError) -> None:
         """End the answer with an error."""
-        ...
-
-    async def keep_alive(self) -> None:
-        """Say something whenever nothing was for `silence_s` seconds; until cancelled."""
         ...
 
 
@@ -132,25 +132,22 @@ class GenerationResponse(Response):
         exchange: Exchange = scope[EXCHANGE]
         exchange.endpoint = ""
         writer = self._make_writer(exchange)
+        client = _Client(writer, exchange)
         try:
             async with asyncio.TaskGroup() as group:
-                watcher = group.create_task(_raise_when_gone(receive, writer))
                 source = generations(self._backend, self._requests, group, writer.on_text)
-                if writer.silence_s:
-                    beating = group.create_task(writer.keep_alive())
-                await self._relay(source, writer, watcher, exchange)
-                watcher.cancel()
-                if writer.silence_s:
-                    beating.cancel()
-        except* _ClientGone:
+                writer.begin()
+                await self._relay(source, writer, client, exchange)
+        except asyncio.CancelledError:
+            if not client.left:
+                raise
             exchange.status = CLIENT_GONE
+        finally:
+            client.forget()
+            writer.close()
 
     async def _relay(
-        self,
-        source: Generations,
-        writer: _Writer,
-        watcher: "asyncio.Task[None]",
-        exchange: Exchange,
+        self, source: Generations, writer: _Writer, client: "_Client", exchange: Exchange
     ) -> None:
         try:
             async with aclosing(source):
@@ -159,24 +156,40 @@ class GenerationResponse(Response):
             if not writer.complete:
                 raise InternalError("the backend ended a request without its final delta")
         except asyncio.CancelledError:
-            if not watcher.done():
+            if not client.left:
                 await writer.fail(Draining("the server is stopping"))
             raise
         except Exception as failure:  # noqa: BLE001 - whatever it is, the client gets an end
             await writer.fail(known_error(failure, request_id=exchange.request_id))
 
 
-async def _raise_when_gone(receive: Receive, writer: _Writer) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    if not writer.complete:
-        raise _ClientGone
+class _Client:
+    """Cancels the task that makes it when the client closes its connection too early."""
+
+    def __init__(self, writer: _Writer, exchange: Exchange) -> None:
+        self.left = False
+        self._writer = writer
+        self._connection = exchange.connection
+        self._task = asyncio.current_task()
+        if self._connection is not None:
+            self._connection.watch(self._leave)
+
+    def forget(self) -> None:
+        """The task goes on to other things."""
+        if self._connection is not None:
+            self._connection.unwatch()
+        if self.left and self._task is not None:
+            self._task.uncancel()
+
+    def _leave(self) -> None:
+        if not self._writer.complete and not self.left and self._task is not None:
+            self.left = True
+            self._task.cancel()
 
 
 class _BodyWriter:
     """One JSON body at the end."""
 
-    silence_s = 0.0
     on_text: OnText | None = None
 
     def __init__(self, body: Body, exchange: Exchange, retry_after_s: int) -> None:
@@ -197,8 +210,11 @@ class _BodyWriter:
             headers = error_headers(error, self._retry_after_s)
             await self._send(error.http_status, self._whole.error_body(error), headers)
 
-    async def keep_alive(self) -> None:
+    def begin(self) -> None:
         """Nothing can be said before the answer."""
+
+    def close(self) -> None:
+        """Nothing runs."""
 
     async def _send(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.complete = True
@@ -217,18 +233,21 @@ class _StreamWriter:
         self._exchange = exchange
         self._send = exchange.send
         self._retry_after_s = config.retry_after_s
-        self.silence_s = config.keep_alive_s
-        self._written = 0
+        self._silence_s = config.keep_alive_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self._written = self._seen = 0
         self._busy = False
         self.on_text: OnText | None = None
-        if exchange.write_now is not None and hasattr(events, "text"):
-            self.on_text = partial(self._text, cast("_TextEvents", events), exchange.write_now)
+        connection = exchange.connection
+        if connection is not None and hasattr(events, "text"):
+            self.on_text = partial(self._text, cast("_TextEvents", events), connection)
 
-    def _text(self, events: _TextEvents, write_now: Callable[[bytes], bool], text: str) -> bool:
+    def _text(self, events: _TextEvents, connection: RequestConnection, text: str) -> bool:
         if self._busy or self.complete:
             return False
         data = events.text(text)
-        if data is None or not write_now(data):
+        if data is None or not connection.write_now(data):
             return False
         self._written += 1
         return True
@@ -261,16 +280,29 @@ class _StreamWriter:
             body = self._chunks.error_body(error)
             await send_whole(self._exchange, error.http_status, body, headers)
 
-    async def keep_alive(self) -> None:
-        """Send comments, which clients skip and proxies count."""
-        while not self.complete:
-            seen = self._written
-            await asyncio.sleep(self.silence_s)
-            if self._written != seen or self.complete:
-                continue
-            if not self._exchange.status:
-                await self._start()
-            await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+    def begin(self) -> None:
+        """Send comments from now on when it is silent: clients skip them and proxies count them."""
+        if self._silence_s:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._silence_s, self._beat)
+
+    def close(self) -> None:
+        """Send none any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _beat(self) -> None:
+        if self._written == self._seen and not self._busy and not self.complete:
+            self._beating = asyncio.get_running_loop().create_task(self._comment())
+        self._seen = self._written
+        self.begin()
+
+    async def _comment(self) -> None:
+        if not self._exchange.status:
+            await self._start()
+        await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
 
     async def _start(self) -> None:
         self._exchange.status = 200

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Callable
 from enum import Enum
-from functools import partial
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import (
@@ -21,11 +22,54 @@ log = logging.getLogger(__name__)
 
 _HEAD_BYTES = 64 * 1024
 
-WRITE_NOW = "penstock.write_now"
-"""Extension of the ASGI scope; its `call` sends a part of a chunked body without waiting.
+CONNECTION = "penstock.connection"
+"""Extension of the ASGI scope; its `request` is what a RequestConnection offers."""
 
-It returns False, having sent nothing, when the answer is not one or its client reads too slowly.
-"""
+
+class RequestConnection:
+    """What a request can do with its connection without waiting, and is told of it."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._on_gone: Callable[[], None] | None = None
+
+    def write_now(self, body: bytes) -> bool:
+        """Send a part of a chunked body.
+
+        False, and nothing is sent, when the answer is not one or its client reads too slowly.
+        """
+        cycle = self._cycle
+        if (
+            cycle.flow.write_paused
+            or not cycle.chunked_encoding
+            or cycle.response_complete
+            or cycle.disconnected
+        ):
+            return False
+        if body:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Call `on_gone` when the client has closed its connection, at once if it has already.
+
+        The request's body must have been read.
+        """
+        if self._cycle.disconnected:
+            on_gone()
+        else:
+            self._on_gone = on_gone
+            # A large body has paused it, and a close is noticed by reading only.
+            self._cycle.flow.resume_reading()
+
+    def unwatch(self) -> None:
+        """Call nobody any more."""
+        self._on_gone = None
+
+    def gone(self) -> None:
+        """The client has closed the connection."""
+        if self._on_gone is not None:
+            self._on_gone()
 
 
 class _Awaited(Enum):
@@ -58,6 +102,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._awaited: _Awaited | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # More than one where the client does not wait for an answer before it asks again.
+        self._requests: deque[RequestConnection] = deque()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
@@ -70,6 +116,8 @@ class BoundedProtocol(HttpToolsProtocol):
         CONNECTIONS.dec()
         self._unwatch()
         super().connection_lost(exc)
+        for request in self._requests:
+            request.gone()
 
     def data_received(self, data: bytes) -> None:
         """Count a head's bytes, and see what is still owed."""
@@ -86,8 +134,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begin a body."""
         self._in_head = False
         self._head_bytes = 0
+        before = self.cycle
         super().on_headers_complete()
-        self.scope["extensions"] = {WRITE_NOW: {"call": partial(_write_now, self.cycle)}}
+        if self.cycle is not before:
+            request = RequestConnection(self.cycle)
+            self._requests.append(request)
+            self.scope["extensions"] = {CONNECTION: {"request": request}}
 
     def on_message_complete(self) -> None:
         """Begin the next head."""
@@ -96,6 +148,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """See what is still owed."""
+        self._requests.popleft()
         super().on_response_complete()
         self._watch()
 
@@ -143,16 +196,3 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         lines = [b"%b: %b\r\n" % header for header in headers]
         return b"".join([STATUS_LINE[RequestTimeout.http_status], *lines, b"\r\n", body])
-
-
-def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
-    if (
-        cycle.flow.write_paused
-        or not cycle.chunked_encoding
-        or cycle.response_complete
-        or cycle.disconnected
-    ):
-        return False
-    if body:
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-    return True
