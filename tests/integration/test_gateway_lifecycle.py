@@ -1,6 +1,7 @@
 """Clients that go away, and servers that stop."""
 
 import asyncio
+import json
 
 import httpx2
 import pytest
@@ -36,6 +37,26 @@ async def test_a_client_that_leaves_between_tokens_cancels():
             await anext(answer.aiter_lines())
         await wait_for(backend.cancelled)
     assert backend.running == 0
+
+
+@pytest.mark.parametrize("size", [1, 200_000])
+@pytest.mark.parametrize("requests", [1, 2])
+async def test_a_client_that_leaves_is_noticed_whatever_it_has_sent(size, requests):
+    backend = ScriptedBackend("Par", asyncio.Event())
+    async with serving(backend) as http:
+        asked = {"model": "toy", "prompt": "x" * size, "stream": True}
+        body = json.dumps(asked).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head += b"content-length: %d\r\n\r\n" % len(body)
+        reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+        # The second one has to wait for the first one's answer.
+        writer.write((head + body) * requests)
+        async with asyncio.timeout(WAIT_S):
+            await reader.readuntil(b"Par")
+        writer.close()
+        await wait_for(backend.cancelled)
+    assert backend.running == 0
+    assert len(backend.requests) == 1
 
 
 async def test_a_client_that_leaves_cancels_all_its_prompts():
