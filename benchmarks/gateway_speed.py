@@ -7,10 +7,6 @@ bare ASGI application is what the gateway's own work adds.
 import argparse
 import asyncio
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -21,23 +17,13 @@ from rich.table import Table
 
 from benchmarks.http_yardstick import KINDS, MODEL, PATH
 from benchmarks.processes import cpu_s
+from benchmarks.suite.targets import bare_process
 
 INTERVAL_S = 0.02
 CONNECTIONS = 8
 TURN = {"role": "user", "content": "What is the capital of France? " * 2}
 SMALL = {"model": MODEL, "messages": [TURN] * 8, "max_tokens": 1}
 LARGE = {"model": MODEL, "messages": [{"role": "user", "content": "word " * 6500}], "max_tokens": 1}
-
-
-@contextmanager
-def _serving(kind: str) -> Iterator[tuple[int, str]]:
-    command = [sys.executable, "-m", "benchmarks.http_yardstick", kind, str(INTERVAL_S)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.pid, process.stdout.readline().strip()
-        finally:
-            process.kill()
 
 
 async def _whole(url: str, body: bytes, count: int) -> int:
@@ -79,7 +65,7 @@ def _measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
         *((f"event_c{it}", _streams, streamed, it) for it in options.streams),
     ]
     found = {}
-    with _serving(kind) as (pid, url):
+    with bare_process("benchmarks.http_yardstick", kind, str(INTERVAL_S)) as (pid, url):
         uvloop.run(_whole(url, json.dumps(SMALL).encode(), 200))
         for name, load, body, count in cases:
             before = cpu_s(pid)

@@ -2,27 +2,12 @@
 
 from collections.abc import Iterator
 
-import msgspec
-
-from benchmarks.suite.jobs import GRPC_STREAM, GRPC_UNARY, HTTP_UNARY, SSE
+from benchmarks.suite.jobs import GRPC_STREAM, GRPC_UNARY, HTTP_UNARY, SSE, Case
 
 INTERVAL_S = 0.02
 SATURATED_INTERVAL_S = 0.002
 # The simulator's step without prompts; see worker/sim_timing.py.
 STEP_MS, STEP_MS_PER_SEQUENCE, STEP_MS_PER_HELD_TOKEN = 6.0, 0.015, 20e-6
-
-
-class Case(msgspec.Struct, kw_only=True, frozen=True):
-    """One row of the report."""
-
-    name: str
-    kind: str
-    streams: int = 1
-    connections: int = 1
-    tokens: int = 1
-    requests: int = 0
-    prompt_words: int = 100
-    native: bool = False
 
 
 def speedup(streams: int, tokens: int, interval_s: float) -> float:

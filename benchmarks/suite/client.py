@@ -86,7 +86,7 @@ class _Meter:
             steady = _per(self.running, self.ending, self.ending[1] - self.running[1])
         steadily = [[it for it in them if it[0] >= self.running_s] for them in self.arrivals]
         gaps = [b[0] - a[0] for them in steadily for a, b in pairwise(them)]
-        lags = [lag for them in steadily for lag in _lags(them)]
+        behind = [lag for them in steadily for lag in lags(them)]
         firsts = [
             them[0][0] - s for them, s in zip(self.arrivals, self.asked_s, strict=True) if them
         ]
@@ -98,7 +98,7 @@ class _Meter:
             cpu_us=steady,
             cpu_us_whole=whole,
             first_ms=spread(firsts),
-            lag_ms=spread(lags) if lags else None,
+            lag_ms=spread(behind) if behind else None,
             gap_ms=spread(gaps) if gaps else None,
         )
 
@@ -109,7 +109,7 @@ def _per(
     return {name: round((s - begin[0][name]) / count * 1e6, 2) for name, s in end[0].items()}
 
 
-def _lags(arrivals: list[tuple[float, int]]) -> list[float]:
+def lags(arrivals: list[tuple[float, int]]) -> list[float]:
     """Return, per token, the seconds behind the earliest line of the stream's own mean pace."""
     times = [at for at, count in arrivals for _ in range(count)]
     if len(times) < 3:

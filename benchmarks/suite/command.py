@@ -25,8 +25,7 @@ from rich.console import Console
 from benchmarks import router_speed
 from benchmarks.processes import Process, another_front
 from benchmarks.suite import cases
-from benchmarks.suite.cases import Case
-from benchmarks.suite.jobs import GRPC_STREAM, GRPC_UNARY, Job, Outcome
+from benchmarks.suite.jobs import GRPC_STREAM, GRPC_UNARY, Case, Job, Outcome
 from benchmarks.suite.peers import dynamo, vllm
 from benchmarks.suite.report import Row, row, write
 from benchmarks.suite.targets import Target, bare, penstock
@@ -112,10 +111,8 @@ def _job(case: Case, target: Target) -> Job | None:
     address = target.grpc if over_grpc else target.http
     if address is None:
         return None
-    fields = msgspec.structs.asdict(case)
-    del fields["name"]
     pids = target.grpc_pids if over_grpc else target.http_pids
-    return Job(address=address, pids=pids, **fields, **target.asks)
+    return Job(address=address, pids=pids, **msgspec.structs.asdict(case), **target.asks)
 
 
 @contextmanager

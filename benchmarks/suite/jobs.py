@@ -14,26 +14,32 @@ GRPC_UNARY = "grpc-unary"
 HTTP_UNARY = "http-unary"
 
 
-class Job(msgspec.Struct, kw_only=True, frozen=True):
-    """One load. Streams run all at once; unary requests are `requests`, `streams` at a time.
+class Case(msgspec.Struct, kw_only=True, frozen=True):
+    """One row of the report: streams that run all at once, or `requests`, `streams` at a time."""
 
-    With `word` every token is the id `word_id`, whose text is `word`: how often it stands in a
-    message is how many tokens the message brings. Without it a message is a token.
-    """
-
+    name: str
     kind: str
-    address: str
-    model: str
     streams: int = 1
     connections: int = 1
     tokens: int = 1
     requests: int = 0
     prompt_words: int = 100
+    native: bool = False
+
+
+class Job(Case, kw_only=True, frozen=True):
+    """A case on one server, the processes of which are `pids`.
+
+    With `word` every token is the id `word_id`, whose text is `word`: how often it stands in a
+    message is how many tokens the message brings. Without it a message is a token.
+    """
+
+    address: str
+    model: str
     word: str | None = None
     word_id: int | None = None
     stream_input: str = "stream"
     sampling_input: bool = True
-    native: bool = False
     pids: dict[str, int] = {}
 
 

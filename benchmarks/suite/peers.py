@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks.processes import ROOT
-from benchmarks.suite.cases import Case
+from benchmarks.suite.jobs import Case
 from benchmarks.suite.targets import WORD, Target, word_id
 from worker.models import resolve_model
 

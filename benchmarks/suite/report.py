@@ -8,8 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.suite.cases import Case
-from benchmarks.suite.jobs import GRPC_UNARY, HTTP_UNARY, Outcome
+from benchmarks.suite.jobs import GRPC_UNARY, HTTP_UNARY, Case, Outcome
 
 # Of the table where no terminal has a width.
 WIDTH = 150

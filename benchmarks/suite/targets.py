@@ -55,8 +55,8 @@ def penstock(
 def bare(interval_s: float) -> Iterator[Target]:
     """Run the bare grpc.aio server and the bare ASGI application on uvicorn."""
     with (
-        _server("benchmarks.yardstick", str(interval_s)) as (grpc_pid, grpc),
-        _server("benchmarks.http_yardstick", "raw", str(interval_s)) as (http_pid, http),
+        bare_process("benchmarks.yardstick", str(interval_s)) as (grpc_pid, grpc),
+        bare_process("benchmarks.http_yardstick", "raw", str(interval_s)) as (http_pid, http),
     ):
         yield Target(
             name="bare",
@@ -76,7 +76,8 @@ def word_id() -> int:
 
 
 @contextmanager
-def _server(module: str, *arguments: str) -> Iterator[tuple[int, str]]:
+def bare_process(module: str, *arguments: str) -> Iterator[tuple[int, str]]:
+    """Run a bare server; yields its pid and the address that it prints."""
     command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -15,8 +15,13 @@ from benchmarks.soak.kserve_visits import Answers, ask
 from benchmarks.soak.ledger import OK, Fault, Kind, Ledger, Site
 from benchmarks.soak.levels import Sample, growth, not_back
 from benchmarks.soak.openai_visits import Events
+from benchmarks.suite import cases
 from benchmarks.suite import command as suite
+from benchmarks.suite.client import lags
+from benchmarks.suite.jobs import GRPC_STREAM, Case, Outcome, Spread
+from benchmarks.suite.report import row
 from wire.generate import ChoiceDelta, GenerateDelta, Usage
+from worker.sim_timing import Chunk, SimTiming
 
 PLAN = Plan(address="", duration_s=30, tokens=(1, 1), prompt_words=1, patience_s=10, seed=1)
 
@@ -153,3 +158,44 @@ def test_the_router_is_measured_on_prompts_that_it_knows_and_does_not() -> None:
 def test_every_figure_of_the_routers_index_is_above_zero() -> None:
     figures = router_speed.index_figures(blocks=2000)
     assert min(value for name, value in figures.items() if name != "restore_s") > 0
+
+
+def test_a_steady_stream_has_no_lag() -> None:
+    assert max(lags([(number * 0.02, 1) for number in range(10)])) == pytest.approx(0, abs=1e-9)
+
+
+def test_of_tokens_that_come_together_the_first_is_late() -> None:
+    arrivals = [(0.0, 1), (0.02, 1), (0.06, 2), (0.08, 1)]
+    assert lags(arrivals) == pytest.approx([0, 0, 0.02, 0, 0])
+
+
+@pytest.mark.parametrize("streams", [1, 64, 256])
+def test_the_simulator_is_set_to_a_step_per_interval(streams: int) -> None:
+    timing = SimTiming(speedup=cases.speedup(streams, 150, 0.02))
+    halfway = Chunk(new_tokens=1, context_tokens=175, decode=True)
+    assert timing.step_s([halfway] * streams) == pytest.approx(0.02)
+
+
+def outcome(front_us: float, *, tokens: int = 10) -> Outcome:
+    return Outcome(
+        expected=10,
+        tokens=tokens,
+        messages=5,
+        seconds=1.0,
+        cpu_us={"front": front_us, "worker": 3.0},
+        cpu_us_whole={"front": 2 * front_us, "worker": 4.0},
+        first_ms=Spread(p50=1.0, p99=2.0),
+    )
+
+
+def test_a_ratio_is_that_of_the_medians_of_all_repeats() -> None:
+    case = Case(name="x", kind=GRPC_STREAM)
+    found = row(case, {"penstock": [outcome(1), outcome(2), outcome(9)], "bare": [outcome(4)]})
+    assert found.over_bare == {"penstock": 0.5}
+    assert found.figures[0].front_us_range == (1, 9)
+    assert found.figures[0].worker_us == 3.0
+
+
+def test_lost_tokens_are_added_up() -> None:
+    found = row(Case(name="x", kind=GRPC_STREAM), {"bare": [outcome(1), outcome(1, tokens=7)]})
+    assert found.figures[0].lost == 3
