@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -70,20 +70,19 @@ class Events(Protocol):
         """The events of the next delta of prompt number `prompt`; may be empty."""
         ...
 
+    def text(self, text: str) -> bytes | None:
+        """The same for a delta of prompt 0 that is nothing but text of its choice 0.
+
+        None, and nothing is taken, where `write` has to be asked, as for the first delta.
+        """
+        ...
+
     def error_event(self, error: ServingError) -> bytes:
         """The event that ends a broken stream."""
         ...
 
     def error_body(self, error: ServingError) -> bytes:
         """The body that says what went wrong before anything was sent."""
-        ...
-
-
-class _TextEvents(Events, Protocol):
-    """Events that can be told text alone."""
-
-    def text(self, text: str) -> bytes | None:
-        """The events of it; None where `write` has to be asked."""
         ...
 
 
@@ -240,15 +239,16 @@ class _StreamWriter:
         self._busy = False
         self.on_text: OnText | None = None
         connection = exchange.connection
-        if connection is not None and hasattr(events, "text"):
-            self.on_text = partial(self._text, cast("_TextEvents", events), connection)
+        if connection is not None:
+            self.on_text = partial(self._text, connection)
 
-    def _text(self, events: _TextEvents, connection: RequestConnection, text: str) -> bool:
-        if self._busy or self.complete:
+    def _text(self, connection: RequestConnection, text: str) -> bool:
+        if self._busy or self.complete or not connection.writable:
             return False
-        data = events.text(text)
-        if data is None or not connection.write_now(data):
+        data = self._chunks.text(text)
+        if data is None:
             return False
+        connection.write(data)
         self._written += 1
         return True
 

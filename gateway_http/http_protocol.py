@@ -33,22 +33,21 @@ class RequestConnection:
         self._cycle = cycle
         self._on_gone: Callable[[], None] | None = None
 
-    def write_now(self, body: bytes) -> bool:
-        """Send a part of a chunked body.
-
-        False, and nothing is sent, when the answer is not one or its client reads too slowly.
-        """
+    @property
+    def writable(self) -> bool:
+        """Whether the answer is a chunked body, more of it may come, and its client reads."""
         cycle = self._cycle
-        if (
-            cycle.flow.write_paused
-            or not cycle.chunked_encoding
-            or cycle.response_complete
-            or cycle.disconnected
-        ):
-            return False
+        return bool(
+            cycle.chunked_encoding
+            and not cycle.flow.write_paused
+            and not cycle.response_complete
+            and not cycle.disconnected
+        )
+
+    def write(self, body: bytes) -> None:
+        """Send a part of a chunked body; only when `writable`."""
         if body:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-        return True
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Call `on_gone` when the client has closed its connection, at once if it has already.

@@ -110,6 +110,12 @@ class GenerateEvents:
         self.complete = delta.final
         return b"data: " + _generate_json(self._request, self._selection, delta) + b"\n\n"
 
+    def text(self, text: str) -> bytes | None:
+        """The event of a delta that is nothing but text, where text is all that is asked for."""
+        if self._selection.outputs != ("text_output",):
+            return None
+        return self.write(0, GenerateDelta(choices=[ChoiceDelta(index=0, text=text)]))
+
     def error_event(self, error: ServingError) -> bytes:
         """The event that ends a broken stream."""
         return b"data: " + kserve_error_json(error) + b"\n\n"

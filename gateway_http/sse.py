@@ -69,10 +69,7 @@ class ChunkWriter:
         return error_event(error)
 
     def text(self, text: str) -> bytes | None:
-        """The event of a delta of prompt 0 that is text of its choice 0 alone.
-
-        None where it takes more than that, as the first one does: `write` has to be asked.
-        """
+        """The event of a delta of prompt 0 that is text of its choice 0 alone; see Events."""
         prefix = self._prefixes.get(0)
         if prefix is None or not self._is_plain:
             return None

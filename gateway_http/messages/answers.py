@@ -60,6 +60,10 @@ class MessageWriter:
             found += self._end()
         return found
 
+    def text(self, text: str) -> bytes | None:
+        """The events of a delta that is nothing but text; None before the first one."""
+        return self._add(ChoiceDelta(index=0, text=text)) if self._begun else None
+
     def error_event(self, error: ServingError) -> bytes:
         """The event that ends a broken stream."""
         return b"event: error\ndata: %b\n\n" % anthropic_error_json(error)

@@ -10,7 +10,7 @@ from gateway_http.errors import JSON_TYPE, error_json
 from gateway_http.responses.bodies import ResponseRequest
 from gateway_http.responses.output import EventWriter, Output
 from runtime.errors import InternalError, ServingError
-from wire.generate import GenerateDelta, Usage
+from wire.generate import ChoiceDelta, GenerateDelta, Usage
 
 Keep = Callable[[dict[str, Any]], None]
 _IN_PROGRESS = "in_progress"
@@ -61,6 +61,10 @@ class ResponseWriter:
             self._usage = delta.usage
             found += self._end()
         return found
+
+    def text(self, text: str) -> bytes | None:
+        """The events of a delta that is nothing but text; None before the first one."""
+        return self._output.add(ChoiceDelta(index=0, text=text)) if self._begun else None
 
     def error_event(self, error: ServingError) -> bytes:
         """The events that end a broken stream."""

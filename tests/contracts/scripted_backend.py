@@ -75,9 +75,12 @@ class ScriptedBackend:
         self.started.set()
         done = False
         try:
+            first = True
             async for delta in self._deltas(request):
                 done = done or delta.final
-                yield delta
+                if first or not _is_told(on_text, request, delta):
+                    yield delta
+                first = False
         finally:
             self.running -= 1
             if not done:
@@ -118,6 +121,15 @@ class ScriptedBackend:
             ],
             usage=Usage(prompt_tokens=5, completion_tokens=count * len(choices), cached_tokens=2),
         )
+
+
+def _is_told(on_text: OnText | None, request: GenerateRequest, delta: GenerateDelta) -> bool:
+    """Tell a delta's text where it may be told instead of yielded; whether it was."""
+    if on_text is None or not request.stream or delta.final or len(delta.choices) != 1:
+        return False
+    (choice,) = delta.choices
+    plain = ChoiceDelta(index=0, text=choice.text, token_ids=choice.token_ids)
+    return choice == plain and on_text(choice.text)
 
 
 def _token(text: str, token_id: int) -> TokenText:
