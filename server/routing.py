@@ -15,8 +15,8 @@ from server.text.codec import EncodedPrompt
 from wire.generate import GenerateRequest
 from wire.routes import Route, RouteCandidate, RouteReport, Thresholds
 
+# Not DECISIONS: a worker's series ends when it leaves.
 _decision_time = cache(DECISION_TIME.labels)
-_decisions = cache(DECISIONS.labels)
 _prompt_blocks = cache(PROMPT_BLOCKS.labels)
 _overlap_blocks = cache(OVERLAP_BLOCKS.labels)
 
@@ -61,7 +61,7 @@ def choose(model: ServedModel, route: RouteRequest, policy: str) -> Choice:
     _decision_time(name).observe(time.monotonic() - began_s)
     if choice is None:
         raise _no_place(model, route)
-    _decisions(name, choice.worker_id, policy).inc()
+    DECISIONS.labels(name, choice.worker_id, policy).inc()
     _prompt_blocks(name).inc(choice.prompt_blocks)
     _overlap_blocks(name).inc(choice.overlap_blocks)
     return choice
