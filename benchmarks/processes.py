@@ -52,9 +52,7 @@ def fleet(
     engine = ("--engine", "sim" if vllm is None else "vllm")
     behind = () if vllm is None else ("--", *vllm)
     of_worker = ("worker", "smollm2", *engine, "--model-name", MODEL, *worker)
-    commands: dict[str, Sequence[str]] = {
-        "front-door": ("frontend", "--expect-model", MODEL, *front)
-    }
+    commands: dict[str, Sequence[str]] = {"front-door": (*FRONT, *front)}
     commands |= {f"worker-{number}": of_worker for number in range(workers)}
     with (
         tempfile.TemporaryDirectory() as folder,

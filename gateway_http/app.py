@@ -79,6 +79,7 @@ def create_app(
     _add_status(app, backend, metrics or generate_latest)
     if routing is not None:
         add_routing(app, routing, config)
+    app.add_pages()
     return app
 
 

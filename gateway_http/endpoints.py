@@ -42,6 +42,9 @@ class EndpointApp(Starlette):
         self._about = {"title": title, "summary": summary, "version": version}
         self._endpoints: list[Endpoint] = []
         self._described: Any = None
+
+    def add_pages(self) -> None:
+        """Add the document and the pages that show it; last, as every request tries all before."""
         for path in _PAGES:
             self.router.routes.append(_Route(path, _Pages(self), methods=["GET"]))
 

@@ -73,7 +73,7 @@ class ChunkWriter:
         prefix = self._prefixes.get(0)
         if prefix is None or not self._is_plain:
             return None
-        return prefix + _json(text) + self._plain_end if text else b""
+        return self._plain(prefix, text)
 
     def write(self, prompt: int, delta: GenerateDelta) -> bytes:
         """The events of one delta of prompt number `prompt`; empty when it shows nothing new."""
@@ -83,7 +83,7 @@ class ChunkWriter:
             prefix = self._prefixes.get(prompt * self._answer.choices + choice.index)
             parsed = choice.reasoning or choice.tool_calls
             if prefix is not None and choice.finish_reason is None and not parsed:
-                return prefix + _json(choice.text) + self._plain_end if choice.text else b""
+                return self._plain(prefix, choice.text)
         parts: list[bytes] = []
         if delta.prompt_logprobs is not None and self._answer.echo:
             self._prompt_logprobs[prompt] = delta.prompt_logprobs
@@ -110,6 +110,9 @@ class ChunkWriter:
             )
         return prefix
 
+    def _plain(self, prefix: bytes, text: str) -> bytes:
+        return prefix + _json(text) + self._plain_end if text else b""
+
     def _write_choice(self, index: int, choice: ChoiceDelta, parts: list[bytes]) -> None:
         prefix = self._prefixes.get(index)
         if prefix is None:
@@ -117,8 +120,7 @@ class ChunkWriter:
         if choice.reasoning or choice.tool_calls:
             self._write_parsed(prefix, choice, parts)
         if self._is_plain and choice.finish_reason is None:
-            if choice.text:
-                parts += (prefix, _json(choice.text), self._plain_end)
+            parts.append(self._plain(prefix, choice.text))
         else:
             self._write_rich(index, prefix, choice, parts)
 

@@ -112,8 +112,8 @@ class PlainSteps:
         self._states = processor.request_states
         self._process_rest = processor.process_outputs
         self._running = running
-        self.possible = processor.stream_interval == 1 and not processor.tracing_enabled
-        if self.possible:
+        self._possible = processor.stream_interval == 1 and not processor.tracing_enabled
+        if self._possible:
             # Before the first request: vLLM's output task keeps the processor, not the method.
             processor.process_outputs = self._process
 
@@ -121,7 +121,7 @@ class PlainSteps:
         """Whether a request asks for nothing but tokens."""
         sampling = request.sampling
         return (
-            self.possible
+            self._possible
             and request.pooling is None
             and sampling.n == 1
             and sampling.logprobs is None

@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 def soak_processes(soak: Soak, tell: Callable[[str], None]) -> dict[str, Any]:
     """Start the processes, soak them, stop them; returns the report."""
-    with fleet(front=[*FRONT, "--http-port", "0"], worker=WORKER, workers=2) as processes:
+    with fleet(front=FRONT, worker=WORKER, workers=2) as processes:
         return uvloop.run(_soak(soak, processes, tell))
 
 

@@ -36,6 +36,9 @@ from wire.pool import KSERVE, rpc_types
 CHAT = "/v1/chat/completions"
 TIMEOUT_S = 120.0
 
+_Cpu = dict[str, float]
+"""Seconds of CPU by the name of a process."""
+
 
 class _Meter:
     """Counts what arrives, and reads the CPU when all streams run and when the first ends."""
@@ -47,13 +50,10 @@ class _Meter:
         self.asked_s = [0.0] * job.streams
         self.tokens = self.messages = 0
         self._begun = 0
-        self.begin = self._now()
-        self.running: tuple[dict[str, float], int] | None = None
+        self.begin = _cpu(job)
+        self.running: tuple[_Cpu, int] | None = None
         self.running_s = 0.0
-        self.ending: tuple[dict[str, float], int] | None = None
-
-    def _now(self) -> tuple[dict[str, float], int]:
-        return {name: cpu_s(pid) for name, pid in self._job.pids.items()}, self.tokens
+        self.ending: tuple[_Cpu, int] | None = None
 
     def asked(self, stream: int) -> None:
         self.asked_s[stream] = time.monotonic()
@@ -75,15 +75,18 @@ class _Meter:
         if self.ending is None:
             self.ending = self._now()
 
+    def _now(self) -> tuple[_Cpu, int]:
+        return _cpu(self._job), self.tokens
+
     def outcome(self) -> Outcome:
         if not self.tokens:
             raise SystemExit("no token came")
-        job, end = self._job, self._now()
-        end_s = time.monotonic()
-        whole = _per(self.begin, end, self.tokens)
+        job, end_s = self._job, time.monotonic()
+        whole = _per(self.begin, _cpu(job), self.tokens)
         steady = {}
         if self.running and self.ending and self.ending[1] > self.running[1]:
-            steady = _per(self.running, self.ending, self.ending[1] - self.running[1])
+            (begin, before), (end, after) = self.running, self.ending
+            steady = _per(begin, end, after - before)
         steadily = [[it for it in them if it[0] >= self.running_s] for them in self.arrivals]
         gaps = [b[0] - a[0] for them in steadily for a, b in pairwise(them)]
         behind = [lag for them in steadily for lag in lags(them)]
@@ -103,10 +106,13 @@ class _Meter:
         )
 
 
-def _per(
-    begin: tuple[dict[str, float], int], end: tuple[dict[str, float], int], count: int
-) -> dict[str, float]:
-    return {name: round((s - begin[0][name]) / count * 1e6, 2) for name, s in end[0].items()}
+def _cpu(job: Job) -> _Cpu:
+    return {name: cpu_s(pid) for name, pid in job.pids.items()}
+
+
+def _per(begin: _Cpu, end: _Cpu, count: int) -> dict[str, float]:
+    """Return the microseconds between, for each of so many."""
+    return {name: round((s - begin[name]) / count * 1e6, 2) for name, s in end.items()}
 
 
 def lags(arrivals: list[tuple[float, int]]) -> list[float]:
@@ -172,8 +178,10 @@ _JSON = {"content-type": "application/json"}
 
 async def _events(answer: Any) -> AsyncIterator[bytes]:
     """Yield events that bring content; several that arrive at once stay apart."""
+    rest = b""
     async for part in answer.aiter_raw():
-        for event in part.split(b"\n\n"):
+        *events, rest = (rest + part).split(b"\n\n")
+        for event in events:
             if b'"content":"' in event:
                 yield event
 
@@ -235,13 +243,12 @@ async def _run_unary(job: Job, one: Callable[[int], Any]) -> Outcome:
 
     for number in range(-20, 0):
         await one(number)
-    before = {name: cpu_s(pid) for name, pid in job.pids.items()}
+    before = _cpu(job)
     began = time.monotonic()
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as group:
         for _ in range(job.streams):
             group.create_task(some())
-    after = {name: cpu_s(pid) for name, pid in job.pids.items()}
-    cpu_us = _per((before, 0), (after, 0), job.requests)
+    cpu_us = _per(before, _cpu(job), job.requests)
     return Outcome(
         expected=job.requests,
         tokens=len(taken),
