@@ -122,6 +122,7 @@ def index_figures(blocks: int) -> dict[str, Any]:
     figures["restore_s"] = round(_timed(lambda: _restore(router, hashes)), 2)
     figures["bytes_per_block"] = _bytes_per_block(hashes, holders=1)
     figures["bytes_per_block_on_8_places"] = _bytes_per_block(hashes, holders=8)
+    figures["longest_change_ms"] = _longest_change_ms(hashes)
     return figures
 
 
@@ -149,6 +150,22 @@ def _bytes_per_block(hashes: Hashes, holders: int) -> float:
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return round(size / len(index), 1)
+
+
+def _longest_change_ms(hashes: Hashes) -> float:
+    """Return the longest time an event of 64 blocks takes.
+
+    A place stores half of the blocks, and then the other half while it evicts the first.
+    """
+    router, stored = router_of(1), list(_cut(hashes, 64))
+    half = len(stored) // 2
+    longest_s = 0.0
+    for at, part in enumerate(stored):
+        events: list[RouterEvent] = [BlocksStored(_place(0), part)]
+        if at >= half:
+            events.append(BlocksRemoved(_place(0), stored[at - half]))
+        longest_s = max(longest_s, *(_timed(partial(router.observe, event)) for event in events), 0)
+    return round(longest_s * 1e3, 2)
 
 
 def _place(number: int) -> Place:

@@ -3,42 +3,39 @@
 A place that holds a block is taken to hold all before it; where that is not so, the overlap found
 is of one of the prefixes it does hold.
 
-A block takes 75 bytes and 8 more for each place that holds it, measured with 1 M blocks and 64
+A block takes 70 bytes and 8 more for each place that holds it, measured with 1 M blocks and 64
 places (benchmarks/router_speed.py): key and entry of a dictionary, and its rank in the place's
-order. Masks are shared among neighbours. A fleet of 1000 places with 50,000 blocks of their own
+order, with up to 12 for what was there before. Masks are shared among neighbours. A fleet of 1000 places with 50,000 blocks of their own
 each takes 4 GB, so that it wants larger blocks.
 """
 
-from array import array
 from functools import lru_cache
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from router.block_masks import BlockMasks
+from router.block_order import BlockOrder
 from router.router import Place
 from runtime.errors import InternalError
 from wire.block_hash import NO_HASHES, Hashes, pack_hashes, unpack_hashes
 
-# A Python integer below 2**60 takes 32 bytes, one above 48. Among 50 M blocks 60 bits make one
-# collision in a thousand such sets (n**2 / 2**61).
-_SHIFT = np.uint64(4)
 _SWEEP_BLOCKS = 4096
-_SLACK_BLOCKS = 1024
 _FEW_BITS = 8
 
 
 class _Held:
-    """What one place holds. `order` has its blocks as they were stored, and some that are gone."""
+    """What one place holds. `pruned`: it had too much, and still has more than is to be kept."""
 
-    __slots__ = ("bit", "count", "number", "order", "row")
+    __slots__ = ("bit", "number", "order", "pruned", "row")
 
     def __init__(self, row: int, number: int) -> None:
         self.row = row
         self.number = number
         self.bit = 1 << number
-        self.count = 0
-        self.order = array("Q")
+        self.order = BlockOrder()
+        self.pruned = False
 
 
 class PrefixIndex:
@@ -46,8 +43,9 @@ class PrefixIndex:
 
     When a place has more, those that were stored first are forgotten down to `prune_ratio` of it,
     and of blocks that were stored together the deepest first, so that chains are cut at their
-    ends. The order is of what the place stored, not of what requests used: the place itself tells
-    of what it evicts, so that this bound is only for places larger than expected.
+    ends, some thousand with each change. The order is of what the place stored, not of what
+    requests used: the place itself tells of what it evicts, so that this bound is only for places
+    larger than expected.
 
     Dropping or clearing a place takes no time: its bit is given to nobody until it has been swept
     from all masks, a few blocks with each later change.
@@ -57,7 +55,7 @@ class PrefixIndex:
         self.evicted = 0
         self._max_blocks = max_blocks
         self._kept_blocks = int(max_blocks * prune_ratio)
-        self._masks: dict[int, int] = {}
+        self._masks = BlockMasks()
         self._held: dict[Place, _Held] = {}
         self._live = 0
         self._rows = np.zeros(0, np.intp)  # by bit number
@@ -90,7 +88,7 @@ class PrefixIndex:
     def clear(self, place: Place) -> None:
         """Forget all that a place holds."""
         held = self._held.get(place)
-        if held is not None and held.order:
+        if held is not None and held.order.entries:
             self.add(place, held.row)
 
     def store(self, place: Place, hashes: Hashes) -> Hashes:
@@ -102,13 +100,10 @@ class PrefixIndex:
         if held is None:
             return NO_HASHES
         self.sweep(2 * len(hashes))
-        fresh = self._set(held.bit, hashes)
-        held.order.frombytes(fresh[::-1].tobytes())
-        held.count += len(fresh)
-        if held.count > self._max_blocks:
-            self._evict(held)
-        elif len(held.order) > 2 * held.count + _SLACK_BLOCKS:
-            self._compact(held)
+        fresh = self._masks.set(held.bit, hashes)
+        held.order.store(fresh[::-1])
+        if held.pruned or held.order.count > self._max_blocks:
+            self._evict(held, _SWEEP_BLOCKS + 2 * len(fresh))
         return fresh
 
     def remove(self, place: Place, hashes: Hashes) -> int:
@@ -117,38 +112,34 @@ class PrefixIndex:
         if held is None:
             return 0
         self.sweep(2 * len(hashes))
-        gone = self._unset(held.bit, hashes)
-        held.count -= gone
-        return gone
+        gone = self._masks.unset(held.bit, hashes)
+        held.order.remove(gone)
+        return len(gone)
 
     def sweep(self, blocks: int = _SWEEP_BLOCKS) -> None:
         """Take up to `blocks` blocks of dropped places out of the masks."""
         while self._dead and blocks > 0:
             held = self._dead[-1]
-            part = held.order[-blocks:]
-            del held.order[-blocks:]
-            self._unset(held.bit, _hashes(part))
+            part = held.order.pop_entries(blocks)
+            self._masks.unset(held.bit, part)
             blocks -= len(part)
-            if not held.order:
+            if not held.order.entries:
                 self._dead.pop()
                 self._free_numbers.append(held.number)
 
     def count(self, place: Place) -> int:
         """How many blocks a place holds."""
         held = self._held.get(place)
-        return 0 if held is None else held.count
+        return 0 if held is None else held.order.count
 
     def counts(self) -> dict[Place, int]:
         """How many blocks each place holds."""
-        return {place: held.count for place, held in self._held.items()}
+        return {place: held.order.count for place, held in self._held.items()}
 
     def blocks(self, place: Place) -> Hashes:
         """All blocks of a place, those stored first at the front."""
         held = self._held.get(place)
-        if held is None:
-            return NO_HASHES
-        self._compact(held)
-        return _hashes(held.order)
+        return NO_HASHES if held is None else held.order.hashes()
 
     def overlaps(self, hashes: Hashes) -> dict[Place, int]:
         """Return how many blocks of a prompt each place holds, places without any left out."""
@@ -200,13 +191,13 @@ class PrefixIndex:
         """
         if not len(hashes):
             return []
-        block, get = (hashes >> _SHIFT).item, self._masks.get
+        block, get = hashes.item, self._masks.get
         last = len(hashes) - 1
-        low, step, mask = 0, 1, get(block(0), 0) & self._live
+        low, step, mask = 0, 1, get(block(0)) & self._live
         lossy = []  # (low, high, mask at low, mask at high)
         while mask and low < last:
             high = min(last, low + step)
-            left = mask & get(block(high), 0)
+            left = mask & get(block(high))
             if left != mask:
                 lossy.append((low, high, mask, left))
             low, mask = high, left
@@ -219,74 +210,19 @@ class PrefixIndex:
                 continue
             middle = (low + high) // 2
             # Who holds `high` is taken to hold this one.
-            between = (get(block(middle), 0) | left) & mask
+            between = (get(block(middle)) | left) & mask
             if between != mask:
                 lossy.append((low, middle, mask, between))
             if left != between:
                 lossy.append((middle, high, between, left))
         return found
 
-    def _set(self, bit: int, hashes: Hashes) -> Hashes:
-        """Set a bit in the blocks' masks; returns the blocks that did not have it."""
-        masks = self._masks
-        get = masks.get
-        known: list[int] = []
-        # Neighbours mostly have equal masks: one integer serves them all.
-        old = new = 0
-        for number, block in enumerate((hashes >> _SHIFT).tolist()):
-            mask = get(block)
-            if mask is None:
-                masks[block] = bit
-            elif mask & bit:
-                known.append(number)
-            else:
-                if mask != old:
-                    old, new = mask, mask | bit
-                masks[block] = new
-        return np.delete(hashes, known) if known else hashes
-
-    def _unset(self, bit: int, hashes: Hashes) -> int:
-        """Clear a bit in the blocks' masks; returns how many had it."""
-        masks = self._masks
-        get = masks.get
-        gone = old = new = 0
-        for block in (hashes >> _SHIFT).tolist():
-            mask = get(block)
-            if mask is None or not mask & bit:
-                continue
-            gone += 1
-            if mask == bit:
-                del masks[block]
-                continue
-            if mask != old:
-                old, new = mask, mask ^ bit
-            masks[block] = new
-        return gone
-
-    def _evict(self, held: _Held) -> None:
-        self._compact(held)
-        surplus = held.count - self._kept_blocks
-        first = held.order[:surplus]
-        del held.order[:surplus]
-        gone = self._unset(held.bit, _hashes(first))
-        held.count -= gone
-        self.evicted += gone
-
-    def _compact(self, held: _Held) -> None:
-        """Leave in the order what is held, each block where it was stored last."""
-        if len(held.order) == held.count:
-            return
-        newest_first = _hashes(held.order)[::-1]
-        _, places = np.unique(newest_first >> _SHIFT, return_index=True)
-        ordered = newest_first[np.sort(places)[::-1]]
-        get, bit = self._masks.get, held.bit
-        kept = [bool(get(block, 0) & bit) for block in (ordered >> _SHIFT).tolist()]
-        held.order = array("Q")
-        held.order.frombytes(ordered[np.array(kept, np.bool_)].tobytes())
-
-
-def _hashes(order: "array[int]") -> Hashes:
-    return np.frombuffer(order.tobytes(), np.uint64)
+    def _evict(self, held: _Held, blocks: int) -> None:
+        held.pruned = True
+        surplus = held.order.count - self._kept_blocks
+        first = held.order.pop_oldest(min(surplus, blocks))
+        self.evicted += len(self._masks.unset(held.bit, first))
+        held.pruned = len(first) < surplus
 
 
 @lru_cache(maxsize=256)  # places that share a system prompt are asked for with every request
