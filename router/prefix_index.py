@@ -5,8 +5,8 @@ is of one of the prefixes it does hold.
 
 A block takes 70 bytes and 8 more for each place that holds it, measured with 1 M blocks and 64
 places (benchmarks/router_speed.py): key and entry of a dictionary, and its rank in the place's
-order, with up to 12 for what was there before. Masks are shared among neighbours. A fleet of 1000 places with 50,000 blocks of their own
-each takes 4 GB, so that it wants larger blocks.
+order, with up to 12 for what was there before. Masks are shared among neighbours. A fleet of 1000
+places with 50,000 blocks of their own each takes 4 GB, so that it wants larger blocks.
 """
 
 from functools import lru_cache

@@ -19,10 +19,10 @@ from router.router import (
 from runtime.errors import InternalError, ServingError, Unsupported, WorkerLost
 from runtime.rpc_client import RpcCaller
 from server.metrics import EVENT_LAG, KV_EVENTS, KV_RESYNCS
+from wire.block_hash import Hashes
 from wire.cards import WorkerInstance
 from wire.kv_events import (
     Cleared,
-    KvRuns,
     Position,
     Removed,
     SnapshotPart,
@@ -30,12 +30,14 @@ from wire.kv_events import (
     decode_runs,
     watch_request,
 )
-from wire.penstock_pb2 import LoadReport, WatchLoadRequest
+from wire.penstock_pb2 import KvEventBatch, LoadReport, WatchLoadRequest
 from wire.pool import FLEET
 
 log = logging.getLogger(__name__)
 # Before a stream that has ended is opened again; the backoff begins with it.
 _PAUSE_S = 0.05
+# Blocks that the router takes in before other tasks have their turn, 1 ms.
+_BLOCKS_AT_ONCE = 1024
 
 
 class EventGap(ServingError):
@@ -66,6 +68,7 @@ class WorkerFollower:
         self._retry_max_s = retry_max_s
         self._now = now
         self._positions: dict[int, Position] = {}
+        self._told = 0  # blocks since the last pause
 
     async def run(self, channel: RpcCaller) -> None:
         """Follow until cancelled. The router must have forgotten the worker's blocks before."""
@@ -100,12 +103,14 @@ class WorkerFollower:
 
     async def _kv_stream(self, channel: RpcCaller) -> None:
         request = watch_request(self._positions)
-        await self._read(
-            channel, "WatchKvEvents", request, lambda it: self._take_runs(decode_runs(it))
-        )
+        await self._read(channel, "WatchKvEvents", request, self._take_events)
 
     async def _read(
-        self, channel: RpcCaller, method: str, request: Any, take: Callable[[Any], None]
+        self,
+        channel: RpcCaller,
+        method: str,
+        request: Any,
+        take: Callable[[Any], Awaitable[None]],
     ) -> None:
         """Read one stream until it ends; raises ServingError unless it has brought something."""
         brought = False
@@ -114,7 +119,7 @@ class WorkerFollower:
                 stream.send(request)
                 stream.half_close()
                 async for message in stream:
-                    take(message)
+                    await take(message)
                     brought = True
         except EventGap as gap:
             log.warning("worker %s: %s; asking for a snapshot", self._instance.instance_id, gap)
@@ -127,7 +132,7 @@ class WorkerFollower:
         if not brought:
             raise WorkerLost(f"{method} ended without a message")
 
-    def _take_load(self, report: LoadReport) -> None:
+    async def _take_load(self, report: LoadReport) -> None:
         now = self._now()
         self.steps, self.stalled = report.steps, report.stalled
         for rank in report.ranks:
@@ -141,12 +146,13 @@ class WorkerFollower:
                 )
             )
 
-    def _take_runs(self, batch: KvRuns) -> None:
+    async def _take_events(self, message: KvEventBatch) -> None:
+        batch = decode_runs(message)
         model = self._instance.card.name
         place, position = self._place(batch.rank), Position(batch.log_id, batch.last_id)
         part = batch.changes[0] if batch.changes else None
         if isinstance(part, SnapshotPart):
-            self._take_part(place, position, part)
+            await self._take_part(place, position, part)
             return
         at = self._positions.get(batch.rank)
         if at is None or at.log_id != batch.log_id or batch.first_id != at.event_id + 1:
@@ -158,10 +164,10 @@ class WorkerFollower:
         for change in batch.changes:
             match change:
                 case Stored(hashes=hashes):
-                    self._router.observe(BlocksStored(place, hashes))
+                    await self._tell(BlocksStored, place, hashes)
                     KV_EVENTS.labels(model, "stored").inc(len(hashes))
                 case Removed(hashes=hashes):
-                    self._router.observe(BlocksRemoved(place, hashes))
+                    await self._tell(BlocksRemoved, place, hashes)
                     KV_EVENTS.labels(model, "removed").inc(len(hashes))
                 case Cleared():
                     self._router.observe(BlocksCleared(place))
@@ -171,14 +177,26 @@ class WorkerFollower:
             lag_s = datetime.now(UTC).timestamp() - batch.happened_s
             EVENT_LAG.labels(model).observe(max(0.0, lag_s))
 
-    def _take_part(self, place: Place, position: Position, part: SnapshotPart) -> None:
+    async def _take_part(self, place: Place, position: Position, part: SnapshotPart) -> None:
         if part.first:
             self._router.observe(BlocksCleared(place))
             self._positions.pop(place.rank, None)
             KV_EVENTS.labels(self._instance.card.name, "snapshot").inc()
-        self._router.observe(BlocksStored(place, part.hashes))
+        await self._tell(BlocksStored, place, part.hashes)
         if part.last:
             self._positions[place.rank] = position
+
+    async def _tell(
+        self, event: type[BlocksStored | BlocksRemoved], place: Place, hashes: Hashes
+    ) -> None:
+        """Tell the router part by part, the deepest first as it keeps them (PrefixIndex)."""
+        for end in range(len(hashes), 0, -_BLOCKS_AT_ONCE):
+            part = hashes[max(0, end - _BLOCKS_AT_ONCE) : end]
+            self._router.observe(event(place, part))
+            self._told += len(part)
+            if self._told >= _BLOCKS_AT_ONCE:
+                self._told = 0
+                await asyncio.sleep(0)
 
     def _place(self, rank: int) -> Place:
         return Place(self._instance.instance_id, rank)
