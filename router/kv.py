@@ -119,7 +119,6 @@ class KvRouter(Policy):
     def _observe_blocks(self, event: BlocksStored | BlocksRemoved | BlocksCleared) -> None:
         match event:
             case BlocksStored(place, hashes):
-                self._routed.stored(place, hashes)
                 self.index.store(place, hashes)
             case BlocksRemoved(place, hashes):
                 self.index.remove(place, hashes)
@@ -141,7 +140,9 @@ class KvRouter(Policy):
 
         Unless `exact`, rows that cannot be the cheapest may be given too high a cost.
         """
-        overlaps = self.index.overlaps_by_row(hashes, len(self._table)).take(rows)
+        overlaps = self.index.overlaps_by_row(hashes, len(self._table))
+        self._routed.deepen(overlaps, hashes)
+        overlaps = overlaps.take(rows)
         weight = self._settings.overlap_weight
         cost = self._costs(rows)
         cost += (weight + 1) * len(request.token_ids) / self._settings.block_size

@@ -5,15 +5,13 @@ that place meanwhile. In blocks, it has those of its prompt, of which the ones t
 other requests there count once, as vLLM keeps them once, and those of its answer so far.
 """
 
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.place_table import PlaceTable, Rows
+from router.prompt_tree import PromptTree
 from router.router import Active, BusyThresholds, LoadReported, PeerLoad, Place, WorkerJoined
 from wire.block_hash import Hashes
 
@@ -46,7 +44,7 @@ class Load:
     Requests that wait in the engine hold no blocks yet and will want as many as those that run;
     what they want is `unseen` only as far as nobody here counts it. Of a place that has not
     reported, `unseen` is taken for the mean of those that have: unknown is not idle. Every call
-    takes O(1), or O(blocks of the request's prompt) at its start and end.
+    takes O(1), or at a request's start and end O(prompts that its own one parts from).
     """
 
     def __init__(self, table: PlaceTable, block_size: int) -> None:
@@ -58,9 +56,7 @@ class Load:
         self._untold: set[int] = set()  # rows of members that have not reported
         self._capacity = np.zeros(0)
         self._running: dict[str, _Running] = {}
-        # By row: prompt block -> how many requests have it in use, how many have yet to compute it.
-        self._shared: dict[int, Counter[int]] = {}
-        self._computing: dict[int, Counter[int]] = {}
+        self._prompts = PromptTree()
         self._peer_loads: dict[str, dict[Place, Active]] = {}
 
     def joined(self, event: WorkerJoined) -> None:
@@ -111,9 +107,6 @@ class Load:
         """A request with a prompt of `tokens` runs on `place`, which has `cached_blocks` of it."""
         self.finished(request_id)
         row = self._row(place)
-        shared = self._shared.setdefault(row, Counter())
-        before = len(shared)
-        shared.update(hashes.tolist())
         running = _Running(
             place=place,
             row=row,
@@ -124,9 +117,9 @@ class Load:
             prefill_tokens=max(0, tokens - cached_blocks * self._block_size),
         )
         self._running[request_id] = running
-        self._computing.setdefault(row, Counter()).update(hashes[cached_blocks:].tolist())
-        blocks = len(shared) - before + running.own_blocks
-        self._add(_BLOCKS, row, blocks)
+        known = cached_blocks if running.prefill_tokens else len(hashes)
+        blocks = self._prompts.add(row, hashes, known)
+        self._add(_BLOCKS, row, blocks + running.own_blocks)
         self._add(_PREFILL, row, running.prefill_tokens)
         self._add(_REQUESTS, row, 1)
 
@@ -149,8 +142,8 @@ class Load:
             return
         row = running.row
         self._computed(running)
-        blocks = _take(self._shared[row], running.hashes) + running.own_blocks
-        self._add(_BLOCKS, row, -blocks)
+        blocks = self._prompts.remove(row, running.hashes)
+        self._add(_BLOCKS, row, -blocks - running.own_blocks)
         self._add(_REQUESTS, row, -1)
         self._release_unused(running.place)
 
@@ -164,20 +157,8 @@ class Load:
         return unseen
 
     def shared(self, row: int, hashes: Hashes) -> tuple[int, int]:
-        """What of a prompt's first blocks running requests have in use, and are to compute.
-
-        `hashes` are blocks that the place is believed to hold, or to hold soon. O(log n): what is
-        in use are whole prompts, so that each block comes with all before it, and what is not
-        computed yet are their ends.
-        """
-        used, computing = self._shared.get(row), self._computing.get(row)
-        block = hashes.item
-        if not used or not len(hashes) or block(0) not in used:
-            return 0, 0
-        in_use = _first(len(hashes), lambda at: block(at) not in used)
-        if not computing or block(len(hashes) - 1) not in computing:
-            return in_use, 0
-        return in_use, len(hashes) - _first(len(hashes), lambda at: block(at) in computing)
+        """What of a prompt's first blocks running requests have in use, and are to compute."""
+        return self._prompts.shared(row, hashes)
 
     def prefill_tokens(self, rows: Rows) -> NDArray[np.int64]:
         """Prompt tokens that are not computed yet, int64 [len(rows)]."""
@@ -213,7 +194,7 @@ class Load:
         if running.prefill_tokens:
             self._add(_PREFILL, running.row, -running.prefill_tokens)
             running.prefill_tokens = 0
-            _take(self._computing[running.row], running.hashes[running.cached_blocks :])
+            self._prompts.computed(running.row, running.hashes, running.cached_blocks)
 
     def _row(self, place: Place) -> int:
         row = self._table.row(place)
@@ -236,30 +217,9 @@ class Load:
         row = self._table.row(place)
         if row is None or self._own[_REQUESTS, row] or self._table.is_member(place):
             return
-        self._shared.pop(row, None)
-        self._computing.pop(row, None)
         self._table.release(place)
 
     def _of_peers(self, place: Place) -> NDArray[np.int64]:
         loads = [load[place] for load in self._peer_loads.values() if place in load]
         total: NDArray[np.int64] = np.array(loads, np.int64).reshape(-1, 3).sum(axis=0)
         return total
-
-
-def _first(count: int, fits: Callable[[int], bool]) -> int:
-    """Return the first of 0 .. count - 1 that fits, `count` if none; after one that does all do."""
-    if not fits(count - 1):
-        return count
-    return bisect_left(range(count), True, key=fits)
-
-
-def _take(counts: Counter[int], hashes: Hashes) -> int:
-    """Count each block once less; returns how many are in no count any more."""
-    gone, pop = 0, counts.pop
-    for block in hashes.tolist():
-        requests = pop(block)
-        if requests > 1:
-            counts[block] = requests - 1
-        else:
-            gone += 1
-    return gone

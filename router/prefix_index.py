@@ -127,6 +127,11 @@ class PrefixIndex:
                 self._dead.pop()
                 self._free_numbers.append(held.number)
 
+    def row(self, place: Place) -> int | None:
+        """Return what `add` was told, None for a place that is not known."""
+        held = self._held.get(place)
+        return None if held is None else held.row
+
     def count(self, place: Place) -> int:
         """How many blocks a place holds."""
         held = self._held.get(place)

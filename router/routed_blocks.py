@@ -5,8 +5,10 @@ from itertools import count
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.prefix_index import PrefixIndex
+from router.prompt_tree import PromptTree
 from router.router import Place
 from wire.block_hash import Hashes
 
@@ -28,8 +30,8 @@ class RoutedBlocks(Protocol):
         """The request is over."""
         ...
 
-    def stored(self, place: Place, hashes: Hashes) -> None:
-        """The place says that it holds these."""
+    def deepen(self, overlaps: NDArray[np.int64], hashes: Hashes) -> None:
+        """Raise the overlaps of a prompt, int64 [rows], where more than the index says is there."""
         ...
 
     def forget(self, place: Place) -> None:
@@ -45,48 +47,43 @@ class ExpectedBlocks:
     """Beside KV events: a running prompt's blocks count as held before its place says so.
 
     Two equal prompts that are sent together thereby meet on one worker. An expectation lives no
-    longer than its request: what the place has not confirmed when the request ends is taken back.
+    longer than its request: what the place has not confirmed by then is not there.
     """
 
     evicted = 0
 
     def __init__(self, index: PrefixIndex) -> None:
         self._index = index
-        self._expected: dict[Place, dict[int, str]] = {}  # block -> the request that brings it
-        self._requests: dict[str, tuple[Place, Hashes]] = {}
+        self._prompts = PromptTree()
+        self._requests: dict[str, tuple[Place, int, Hashes]] = {}
 
     def started(
         self, request_id: str, place: Place, hashes: Hashes, overlap_blocks: int, now: float
     ) -> None:
-        """Expect the blocks of a prompt that the place has to compute."""
+        """Expect the blocks of a prompt, unless the index knows nothing of its place."""
         self.finished(request_id)
-        fresh = self._index.store(place, hashes[overlap_blocks:])
-        if len(fresh):
-            self._requests[request_id] = place, fresh
-            expected = self._expected.setdefault(place, {})
-            expected.update(dict.fromkeys(fresh.tolist(), request_id))
+        row = self._index.row(place)
+        if row is not None:
+            self._prompts.add(row, hashes, len(hashes))
+            self._requests[request_id] = place, row, hashes
 
     def finished(self, request_id: str) -> None:
-        """Take back what was not confirmed."""
-        place, hashes = self._requests.pop(request_id, (None, None))
-        expected = self._expected.get(place) if place is not None else None
-        if place is None or hashes is None or not expected:
-            return
-        gone = [block for block in hashes.tolist() if expected.get(block) == request_id]
-        for block in gone:
-            del expected[block]
-        self._index.remove(place, np.array(gone, np.uint64))
+        """Expect them no more."""
+        expected = self._requests.pop(request_id, None)
+        if expected is not None:
+            _, row, hashes = expected
+            self._prompts.remove(row, hashes)
 
-    def stored(self, place: Place, hashes: Hashes) -> None:
-        """Confirm blocks: they are the place's own from now on."""
-        expected = self._expected.get(place)
-        if expected:
-            for block in hashes.tolist():
-                expected.pop(block, None)
+    def deepen(self, overlaps: NDArray[np.int64], hashes: Hashes) -> None:
+        """Count what running prompts have in common with this one."""
+        for rows, depth in self._prompts.depths(hashes):
+            overlaps[rows] = np.maximum(overlaps[rows], depth)
 
     def forget(self, place: Place) -> None:
         """Expect nothing of this place."""
-        self._expected.pop(place, None)
+        of_place = [name for name, (where, _, _) in self._requests.items() if where == place]
+        for request_id in of_place:
+            self.finished(request_id)
 
     def expire(self, now: float) -> None:
         """Expectations end with their requests."""
@@ -140,8 +137,8 @@ class AssumedBlocks:
     def finished(self, request_id: str) -> None:
         """What a request leaves in the cache stays there."""
 
-    def stored(self, place: Place, hashes: Hashes) -> None:
-        """Nothing is asked of the places."""
+    def deepen(self, overlaps: NDArray[np.int64], hashes: Hashes) -> None:
+        """The index has it all."""
 
     def forget(self, place: Place) -> None:
         """Forget what was sent to this place."""

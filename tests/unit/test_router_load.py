@@ -124,8 +124,7 @@ def test_what_runs_is_what_a_recount_finds_and_nothing_is_left_at_the_end(happen
         fleet.load.finished(request_id)
     assert fleet.load.active() == {}
     assert not fleet.load._own.any()
-    for counts in (fleet.load._shared, fleet.load._computing):
-        assert not any(counts.values())
+    assert not fleet.load._prompts
 
 
 @given(HAPPENINGS)
