@@ -12,7 +12,7 @@ from wire.block_hash import NO_HASHES, Hashes
 # that comes or goes, there are never more than one for eight.
 _BLOCKS_PER_STALE = 16
 _LOOKED_AT_PER_BLOCK = 8
-_SEGMENTS_AT_ONCE = 16
+_SEGMENTS_AT_ONCE = 4
 _WORTHWHILE = 1 / 4
 
 
