@@ -142,7 +142,7 @@ class KvRouter(Policy):
         """
         overlaps = self.index.overlaps_by_row(hashes, len(self._table))
         self._routed.deepen(overlaps, hashes)
-        overlaps = overlaps.take(rows)
+        overlaps = overlaps[rows]
         weight = self._settings.overlap_weight
         cost = self._costs(rows)
         cost += (weight + 1) * len(request.token_ids) / self._settings.block_size

@@ -149,11 +149,11 @@ class Load:
 
     def blocks(self, rows: Rows) -> Floats:
         """Active blocks, float64 [len(rows)]."""
-        unseen = self._unseen.take(rows)
+        unseen = self._unseen[rows]
         if self._untold:
-            told = ~np.isin(rows, list(self._untold))
+            told = np.array([row not in self._untold for row in rows.tolist()], np.bool_)
             unseen[~told] = unseen[told].mean() if told.any() else 0.0
-        unseen += self._all[_BLOCKS].take(rows)
+        unseen += self._all[_BLOCKS][rows]
         return unseen
 
     def shared(self, row: int, hashes: Hashes) -> tuple[int, int]:
@@ -162,7 +162,7 @@ class Load:
 
     def prefill_tokens(self, rows: Rows) -> NDArray[np.int64]:
         """Prompt tokens that are not computed yet, int64 [len(rows)]."""
-        tokens: NDArray[np.int64] = self._all[_PREFILL].take(rows)
+        tokens: NDArray[np.int64] = self._all[_PREFILL][rows]
         return tokens
 
     def busy(self, rows: Rows, thresholds: BusyThresholds) -> NDArray[np.bool_]:
