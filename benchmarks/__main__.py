@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import gateway_speed, router_follow, router_speed, token_path
+from benchmarks import gateway_speed, router_follow, router_speed, token_path, turns
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
@@ -19,6 +19,7 @@ COMMANDS = {
     "routing": routing,
     "router-speed": router_speed,
     "router-follow": router_follow,
+    "turns": turns,
 }
 
 

@@ -19,6 +19,7 @@ START_LIMIT_S = 90.0
 STOP_LIMIT_S = 40.0
 MODEL = "sim"
 FRONT = ("frontend", "--expect-model", MODEL, "--http-port", "0")
+PENSTOCK = "cli.main"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,12 @@ def fleet(
     worker: Sequence[str] = (),
     workers: int = 1,
     vllm: Sequence[str] | None = None,
+    front_module: str = PENSTOCK,
 ) -> Iterator[list[Process]]:
     """Run a front door, the first of the list, and workers of one model.
 
-    They are simulated, unless `vllm` has arguments for the real engine.
+    They are simulated, unless `vllm` has arguments for the real engine. `front_module` is run as
+    penstock is, in the place of its front door.
     """
     engine = ("--engine", "sim" if vllm is None else "vllm")
     behind = () if vllm is None else ("--", *vllm)
@@ -56,7 +59,7 @@ def fleet(
     commands |= {f"worker-{number}": of_worker for number in range(workers)}
     with (
         tempfile.TemporaryDirectory() as folder,
-        _running(Path(folder), commands, behind) as processes,
+        _running(Path(folder), commands, behind, {"front-door": front_module}) as processes,
     ):
         yield processes
 
@@ -65,21 +68,22 @@ def fleet(
 def another_front(beside: Process) -> Iterator[Process]:
     """Run one more front door for the workers of a fleet."""
     commands = {"another-front": FRONT}
-    with _running(beside.log.parent, commands, ()) as (front,):
+    with _running(beside.log.parent, commands, (), {}) as (front,):
         yield front
 
 
 @contextmanager
 def _running(
-    folder: Path, commands: Mapping[str, Sequence[str]], behind: Sequence[str]
+    folder: Path,
+    commands: Mapping[str, Sequence[str]],
+    behind: Sequence[str],
+    modules: Mapping[str, str],
 ) -> Iterator[list[Process]]:
-    started = {
-        name: (
-            time.time(),
-            _start(folder, name, how, behind if name.startswith("worker") else ()),
-        )
-        for name, how in commands.items()
-    }
+    started = {}
+    for name, how in commands.items():
+        command = ["-m", modules.get(name, PENSTOCK), "--parent-pid", str(os.getpid()), *how]
+        after = behind if name.startswith("worker") else ()
+        started[name] = (time.time(), _start(folder, name, command, after))
     try:
         yield [_ready(folder, name, *process) for name, process in started.items()]
     finally:
@@ -114,7 +118,7 @@ def _start(
     folder: Path, name: str, arguments: Sequence[str], behind: Sequence[str]
 ) -> subprocess.Popen[bytes]:
     """Start a penstock process with free ports; those of one `folder` find each other."""
-    command = [sys.executable, "-m", "cli.main", "--parent-pid", str(os.getpid()), *arguments]
+    command = [sys.executable, *arguments]
     command += ["--metrics-port", "0", "--grpc-port", "0"]
     command += ["--ready-file", str(folder / f"{name}.json")]
     command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]

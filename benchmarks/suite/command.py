@@ -116,7 +116,8 @@ def _job(case: Case, target: Target) -> Job | None:
 
 
 @contextmanager
-def _client() -> Iterator[Ask]:
+def load_client() -> Iterator[Ask]:
+    """Run the load client; yields what has it do a job."""
     command = [sys.executable, "-m", "benchmarks.suite.client"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -161,7 +162,7 @@ def run(options: argparse.Namespace) -> int:
     tokens = 100 if quick else 150
     requests = 400 if quick else 1500
     began = time.monotonic()
-    with _client() as ask:
+    with load_client() as ask:
         suite = _Run(options, ask)
         if options.peer == "vllm":
             suite.real_engine(suite.selected(cases.real_engine(tokens=tokens)))

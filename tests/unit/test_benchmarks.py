@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import router_speed
+from benchmarks import router_speed, turns
 from benchmarks.__main__ import parse
 from benchmarks.overload import command as overload
 from benchmarks.overload.generator import Fate, Plan
@@ -39,6 +39,8 @@ def test_each_command_has_options_of_its_own() -> None:
     assert (options.run, options.blocks) == (router_speed.run, 1000)
     options = parse(["overload", "--queue-limit", "3"])
     assert (options.run, options.queue_limit) == (overload.run, 3)
+    options = parse(["turns", "--words", "10"])
+    assert (options.run, options.words) == (turns.run, [10])
     with pytest.raises(SystemExit):
         parse(["soak", "--streams", "8"])
 
