@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 
@@ -67,6 +68,7 @@ class DataPlane:
         self._idle = asyncio.Event()
         self._idle.set()
         self._look_timer: asyncio.TimerHandle | None = None
+        self._long_prompts: deque[tuple[Flight, asyncio.Future[EncodedPrompt]]] = deque()
         self._giving_up = False
         self.withdrawn = False
         self.draining = False
@@ -308,6 +310,15 @@ class DataPlane:
     def _encoded(self, flight: Flight, done: "asyncio.Future[EncodedPrompt]") -> None:
         if done.cancelled():
             return
+        self._long_prompts.append((flight, done))
+        if len(self._long_prompts) == 1:
+            asyncio.get_running_loop().call_soon(self._dispatch_long)
+
+    def _dispatch_long(self) -> None:
+        """Dispatch one prompt: each may take milliseconds, and others have their turn between."""
+        flight, done = self._long_prompts.popleft()
+        if self._long_prompts:
+            asyncio.get_running_loop().call_soon(self._dispatch_long)
         if flight.generation.ended:
             done.exception()  # nobody asks for it any more
             return

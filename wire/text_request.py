@@ -4,6 +4,7 @@ What is accepted and why: Triton's vLLM backend (src/model.py of triton-inferenc
 vllm_backend), with the names of TensorRT-LLM's and Dynamo's clients; see wire.text_inputs.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -183,7 +184,8 @@ def _prompt_inputs(request: GenerateRequest) -> list[tuple[str, str, list[Any]]]
     if not request.add_special_tokens:
         inputs.append((SPECIAL_TOKENS, "BOOL", [False]))
     if request.truncate_prompt_tokens is not None:
-        inputs.append((TRUNCATE, "INT32", [request.truncate_prompt_tokens]))
+        tokens = request.truncate_prompt_tokens
+        inputs.append((TRUNCATE, "INT32" if tokens < 2**31 else "INT64", [tokens]))
     return inputs
 
 
@@ -232,7 +234,7 @@ def _prompt_fields(prompt: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, A
             return {"prompt": tensor_value(prompt, TEXT)}
 
 
-def _token_ids(prompt: Tensor, lengths: Tensor | None) -> list[int]:
+def _token_ids(prompt: Tensor, lengths: Tensor | None) -> "array[int]":
     ids = read_token_ids(prompt)
     if lengths is not None and (length := tensor_value(lengths, INT)) != len(ids):
         raise InvalidRequest(

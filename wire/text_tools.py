@@ -82,7 +82,7 @@ def decode_detokenize(message: ModelInferRequest) -> list[int]:
     tensors = decode_inputs(message)
     if "input_ids" not in tensors:
         raise InvalidRequest("input_ids: missing", param="input_ids")
-    return read_token_ids(tensors["input_ids"])
+    return read_token_ids(tensors["input_ids"]).tolist()
 
 
 def encode_detokenized(message: ModelInferRequest, text: str) -> ModelInferResponse:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from runtime.errors import InternalError, InvalidRequest
 from wire.generate import Usage
@@ -117,7 +118,7 @@ def decode_token_request(message: ModelInferRequest) -> TokenRequest:
     sampling, lora_name = read_sampling(tensors, parameters.values)
     return TokenRequest(
         request_id=message.id,
-        token_ids=read_token_ids(tensors["input_ids"]),
+        token_ids=read_token_ids(tensors["input_ids"]).tolist(),
         sampling=sampling,
         lora_name=lora_name or parameters.lora_name,
         priority=parameters.priority,
@@ -147,8 +148,8 @@ def _int32(ids: Sequence[int]) -> bytes:
     return column.tobytes()
 
 
-def read_token_ids(tensor: Tensor) -> list[int]:
-    """The ids of a prompt tensor [k] or [1, k]; raises InvalidRequest when it holds none."""
+def read_token_ids(tensor: Tensor) -> "array[int]":
+    """The ids of a prompt tensor [k] or [1, k], int32; raises InvalidRequest when it holds none."""
     name = tensor.name
     if tensor.datatype not in INTEGERS:
         raise InvalidRequest(
@@ -159,12 +160,12 @@ def read_token_ids(tensor: Tensor) -> list[int]:
         raise InvalidRequest(
             f"tensor {name!r}: expected shape [-1] or [1,-1], got {list(shape)}", param=name
         )
-    ids: list[int] = tensor.values.ravel().tolist()
-    if not ids:
+    ids = tensor.values.ravel()
+    if not len(ids):
         raise InvalidRequest(f"{name}: empty prompt", param=name)
-    if min(ids) < 0 or max(ids) > 2**31 - 1:
+    if ids.min() < 0 or ids.max() > 2**31 - 1:
         raise InvalidRequest(f"{name}: a token id is out of range", param=name)
-    return ids
+    return array("i", ids.astype(np.int32).tobytes())
 
 
 def request_slot(message: ModelInferRequest) -> int | None:

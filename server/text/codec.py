@@ -74,19 +74,17 @@ class TextCodec:
         Raises ContextLengthExceeded for a text so long that encoding it would be a waste.
         """
         if request.prompt_token_ids is not None:
-            ids = self._checked(request.prompt_token_ids)
-            return EncodedPrompt(array("i", self._end(ids, request)))
+            return EncodedPrompt(self._end(self._checked(request.prompt_token_ids), request))
         if request.messages is not None:
             use = read_tools(request.tools, request.tool_choice)
             text = self._render(request)
             ids = self._encode(text, add_special_tokens=False, param="messages")
             plan = self.answer_format.plan(request, use, text)
-            ids = self._end(self._not_empty(ids, "messages"), request)
-            return EncodedPrompt(array("i", ids), text, plan)
+            return EncodedPrompt(self._end(_not_empty(ids, "messages"), request), text, plan)
         text = request.prompt or ""
         framed = request.add_special_tokens
         ids = self._encode(text, add_special_tokens=framed, param="prompt")
-        return EncodedPrompt(array("i", self._end(self._not_empty(ids, "prompt"), request)), text)
+        return EncodedPrompt(self._end(_not_empty(ids, "prompt"), request), text)
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens left out."""
@@ -94,7 +92,7 @@ class TextCodec:
 
     def full_text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens too; raises InvalidRequest for others."""
-        return self.tokenizer.decode(self._checked(token_ids), skip_special_tokens=False)
+        return self.tokenizer.decode(self._checked(token_ids).tolist(), skip_special_tokens=False)
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
         """Return the text of each id by itself."""
@@ -157,7 +155,7 @@ class TextCodec:
             variables=variables,
         )
 
-    def _end(self, ids: list[int], request: GenerateRequest) -> list[int]:
+    def _end(self, ids: "array[int]", request: GenerateRequest) -> "array[int]":
         """As much of a prompt as the request wants: its end, for an embedding its beginning."""
         most = request.truncate_prompt_tokens
         if most is None:
@@ -167,24 +165,26 @@ class TextCodec:
             most = self._context_length - room
         if request.pooling is not None:
             # Such models are trained with the beginning of what is too long, framed as a whole.
-            frame = ids[-1:] if ids[-1] in self.tokenizer.special_ids else []
+            frame = ids[-1:] if ids[-1] in self.tokenizer.special_ids else array("i")
             return ids[: most - len(frame)] + frame if 0 < most < len(ids) else ids
         return ids[-most:] if 0 < most < len(ids) else ids
 
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        ids = self._not_empty(list(token_ids), "prompt_token_ids")
-        low, high = min(ids), max(ids)
+    def _checked(self, token_ids: Sequence[int]) -> "array[int]":
+        # Here: who reads answers alone has no need of numpy.
+        import numpy as np  # noqa: PLC0415
+
+        param = "prompt_token_ids"
+        try:
+            ids = _not_empty(token_ids, param)
+            values = np.frombuffer(ids, np.int32)
+            low, high = int(values.min()), int(values.max())
+        except OverflowError:
+            low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self._vocab_size:
             worst = low if low < 0 else high
             raise InvalidRequest(
-                f"token id {worst} is outside the vocabulary [0, {self._vocab_size})",
-                param="prompt_token_ids",
+                f"token id {worst} is outside the vocabulary [0, {self._vocab_size})", param=param
             )
-        return ids
-
-    def _not_empty(self, ids: list[int], param: str) -> list[int]:
-        if not ids:
-            raise InvalidRequest("the prompt is empty", param=param)
         return ids
 
 
@@ -202,3 +202,9 @@ def _size(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
+
+
+def _not_empty(ids: Sequence[int], param: str) -> "array[int]":
+    if not len(ids):
+        raise InvalidRequest("the prompt is empty", param=param)
+    return array("i", ids)

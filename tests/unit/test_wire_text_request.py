@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from array import array
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from wire.text_inputs import NEEDS_LOGPROBS, OUTPUT_FLAGS, OUTPUTS, TEXT_INPUTS
 from wire.text_request import OutputSelection, encode_text_request
 
 JSON_OBJECT = st.dictionaries(WORD, st.none() | st.integers(0, 9) | WORD, max_size=3)
+TOKEN_IDS = st.lists(TOKEN_ID, min_size=1, max_size=6).map(lambda ids: array("i", ids))
 PROMPT = st.one_of(
     st.fixed_dictionaries({"prompt": st.text(max_size=20)}),
-    st.fixed_dictionaries({"prompt_token_ids": st.lists(TOKEN_ID, min_size=1, max_size=6)}),
+    st.fixed_dictionaries({"prompt_token_ids": TOKEN_IDS}),
     st.fixed_dictionaries(
         {
             "messages": st.lists(JSON_OBJECT, min_size=1, max_size=3),
@@ -92,8 +94,8 @@ def test_a_scalar_prompt_is_a_prompt() -> None:
 
 
 def test_token_prompts_may_come_with_their_length() -> None:
-    assert request_of(ask(input_ids=[5, 6], batched=True)).prompt_token_ids == [5, 6]
-    assert request_of(ask(input_ids=[5, 6], input_lengths=2)).prompt_token_ids == [5, 6]
+    assert request_of(ask(input_ids=[5, 6], batched=True)).prompt_token_ids == array("i", [5, 6])
+    assert request_of(ask(input_ids=[5, 6], input_lengths=2)).prompt_token_ids == array("i", [5, 6])
     assert refusal(ask(input_ids=[5, 6], input_lengths=3)).param == "input_lengths"
 
 
