@@ -118,7 +118,7 @@ def decode_token_request(message: ModelInferRequest) -> TokenRequest:
     sampling, lora_name = read_sampling(tensors, parameters.values)
     return TokenRequest(
         request_id=message.id,
-        token_ids=read_token_ids(tensors["input_ids"]).tolist(),
+        token_ids=read_token_ids(tensors["input_ids"]),
         sampling=sampling,
         lora_name=lora_name or parameters.lora_name,
         priority=parameters.priority,

@@ -9,6 +9,7 @@ from array import array
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from runtime.errors import InvalidRequest
 from wire.adapter_names import check_adapter
@@ -60,10 +61,11 @@ def check_request(request: TokenRequest, info: EngineInfo) -> TokenRequest:
 
 def _token_ids(values: Any, param: str, vocab_size: int) -> list[int]:
     try:
-        ids = array("q", values)
+        ids = values if isinstance(values, array) else array("q", values)
     except (TypeError, ValueError, OverflowError):
         raise InvalidRequest(f"{param} must be a list of token ids", param=param) from None
-    if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+    numbers = np.asarray(ids)
+    if ids and (numbers.min() < 0 or numbers.max() >= vocab_size):
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
         raise InvalidRequest(
             f"{param}: token id {wrong} is outside the vocabulary of {vocab_size}", param=param

@@ -207,4 +207,8 @@ def _size(value: Any) -> int:
 def _not_empty(ids: Sequence[int], param: str) -> "array[int]":
     if not len(ids):
         raise InvalidRequest("the prompt is empty", param=param)
-    return array("i", ids)
+    if not isinstance(ids, list):
+        return array("i", ids)
+    made = array("i")
+    made.fromlist(ids)  # half the time
+    return made
