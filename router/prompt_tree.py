@@ -93,6 +93,9 @@ class PromptTree:
 
     def shared(self, row: int, hashes: Hashes) -> tuple[int, int]:
         """How many of a prompt's first blocks prompts of the row have, and have yet to compute."""
+        first = self._first.get(hashes.item(0)) if len(hashes) else None
+        if first is None or row not in first.users:
+            return 0, 0
         blocks = computing = 0
         for run, depth in self._along(hashes):
             if row not in run.users:

@@ -12,7 +12,8 @@ from router.prompt_tree import PromptTree
 from router.router import Place
 from wire.block_hash import Hashes
 
-_EXPIRED_BLOCKS_AT_ONCE = 16_384
+_EXPIRED_BLOCKS_AT_ONCE = 2048
+_FEW_ROWS = 16
 
 
 class RoutedBlocks(Protocol):
@@ -77,7 +78,11 @@ class ExpectedBlocks:
     def deepen(self, overlaps: NDArray[np.int64], hashes: Hashes) -> None:
         """Count what running prompts have in common with this one."""
         for rows, depth in self._prompts.depths(hashes):
-            overlaps[rows] = np.maximum(overlaps[rows], depth)
+            if len(rows) > _FEW_ROWS:
+                overlaps[rows] = np.maximum(overlaps[rows], depth)
+                continue
+            for row in rows:
+                overlaps[row] = max(overlaps.item(row), depth)
 
     def forget(self, place: Place) -> None:
         """Expect nothing of this place."""
