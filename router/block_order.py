@@ -12,12 +12,11 @@ from wire.block_hash import NO_HASHES, Hashes
 # that comes or goes, there are never more than one for eight.
 _BLOCKS_PER_STALE = 16
 _LOOKED_AT_PER_BLOCK = 8
-_SEGMENTS_AT_ONCE = 4
 _WORTHWHILE = 1 / 4
 
 
 class BlockOrder:
-    """Each block once, where it was stored last; changes take bounded time.
+    """Each block once, where it was stored last; a change takes time by its own blocks alone.
 
     A block that is gone leaves its entry behind, and has a second one when it is stored again:
     `_stale` counts such entries by key. They are found in passes from the oldest entry on, some
@@ -117,17 +116,19 @@ class BlockOrder:
         return np.concatenate([NO_HASHES, *map(_hashes, self._passed), *map(_hashes, self._ahead)])
 
     def _tidy(self, blocks: int) -> None:
-        if self._left:
-            self._due += _LOOKED_AT_PER_BLOCK * blocks
-        elif _BLOCKS_PER_STALE * (self.entries - self.count - self._segment) > self.count:
-            self._begin()
-        else:
-            return
-        for _ in range(_SEGMENTS_AT_ONCE):
-            if not self._left or self._due < len(self._ahead[0]):
-                break
+        self._due += _LOOKED_AT_PER_BLOCK * blocks
+        while self._left or self._is_stale():
+            if not self._left:
+                self._begin()
+            if self._due < len(self._ahead[0]):
+                return
             self._due -= len(self._ahead[0])
             self._step()
+        self._due = 0
+
+    def _is_stale(self) -> bool:
+        stale = self.entries - self.count - self._segment
+        return _BLOCKS_PER_STALE * stale > self.count
 
     def _seal(self) -> None:
         if self._young:
@@ -136,7 +137,7 @@ class BlockOrder:
 
     def _begin(self) -> None:
         self._left = self._reach = min(self._reach, len(self._ahead))
-        self._due, self._surplus = 0, 0.0
+        self._surplus = 0.0
 
     def _step(self) -> None:
         """Look at one segment, of the next pass if none is under way."""

@@ -1,6 +1,7 @@
 """The order of a place's blocks against a dictionary, which keeps the order of insertion."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,15 +62,25 @@ def test_its_entries_come_out_from_the_end_and_leave_nothing(steps, segment) -> 
     assert found >= held
 
 
-def test_a_place_that_changes_its_blocks_for_ever_has_few_entries_too_many() -> None:
-    order, kept = BlockOrder(), 20_000
-    order.store(hashes_of(list(range(kept))))
-    for first in range(0, 20 * kept, 100):
-        changed = [block % (2 * kept) for block in range(first, first + 100)]
-        order.remove(changed)
-        order.store(hashes_of([(block + kept) % (2 * kept) for block in changed]))
+@pytest.mark.parametrize("at_once", [100, 8000])
+@pytest.mark.parametrize("oldest_first", [True, False])
+def test_a_place_that_changes_its_blocks_for_ever_has_few_entries_too_many(
+    at_once: int, oldest_first: bool
+) -> None:
+    order, rng, kept = BlockOrder(), np.random.default_rng(4), 20_000
+    held = np.arange(2 * kept)
+    order.store(hashes_of(held[:kept].tolist()))
+    for _ in range(0, 20 * kept, at_once):
+        if not oldest_first:
+            held[:kept] = rng.permutation(held[:kept])
+        # Those that go now come back when all others have been held.
+        gone, new = held[:at_once], held[kept : kept + at_once]
+        order.remove(gone.tolist())
+        order.store(hashes_of(new.tolist()))
+        held = np.concatenate((held[at_once:kept], new, held[kept + at_once :], gone))
         assert order.count == kept
         assert order.entries < 1.3 * kept
+    assert sorted(keys_of(order.hashes())) == sorted(held[:kept].tolist())
 
 
 def test_masks_are_those_of_a_dictionary_whatever_the_hashes() -> None:
