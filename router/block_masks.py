@@ -15,7 +15,7 @@ from wire.block_hash import Hashes
 _SHIFT = 4
 _PARTS = 128
 _SLOTS = 4096
-_SLOT = _SLOTS - 1
+SLOT = _SLOTS - 1  # what of a key tells its slot
 
 
 def keys_of(hashes: Hashes) -> list[int]:
@@ -24,19 +24,27 @@ def keys_of(hashes: Hashes) -> list[int]:
     return keys
 
 
+def parted() -> tuple[list[dict[int, int]], list[dict[int, int]]]:
+    """Return dictionaries for integers of random bits, and which of them each slot has.
+
+    Their shares go from 1 to 2 in a geometric row: of 128 that double their sizes between 1 M and
+    2 M blocks, one does so every 8000.
+    """
+    parts: list[dict[int, int]] = [{} for _ in range(_PARTS)]
+    ends = np.round(_SLOTS * (np.exp2(np.linspace(0, 1, _PARTS + 1)) - 1)).astype(int)
+    by_slot = [
+        part
+        for part, (start, end) in zip(parts, pairwise(ends), strict=True)
+        for _ in range(end - start)
+    ]
+    return parts, by_slot
+
+
 class BlockMasks:
     """Block -> mask, which is never zero."""
 
     def __init__(self) -> None:
-        # Shares from 1 to 2, in a geometric row: of 128 parts that double their sizes between
-        # 1 M and 2 M blocks, one does so every 8000.
-        self._parts: list[dict[int, int]] = [{} for _ in range(_PARTS)]
-        ends = np.round(_SLOTS * (np.exp2(np.linspace(0, 1, _PARTS + 1)) - 1)).astype(int)
-        self._by_slot = [
-            part
-            for part, (start, end) in zip(self._parts, pairwise(ends), strict=True)
-            for _ in range(end - start)
-        ]
+        self._parts, self._by_slot = parted()
 
     def __len__(self) -> int:
         """Distinct blocks."""
@@ -45,7 +53,7 @@ class BlockMasks:
     def get(self, block: int) -> int:
         """Return a block's mask by its hash, 0 if it has none."""
         key = block >> _SHIFT
-        return self._by_slot[key & _SLOT].get(key, 0)
+        return self._by_slot[key & SLOT].get(key, 0)
 
     def set(self, bit: int, hashes: Hashes) -> Hashes:
         """Set a bit in the masks of blocks; returns the blocks that did not have it."""
@@ -54,7 +62,7 @@ class BlockMasks:
         # Neighbours mostly have equal masks: one integer serves them all.
         old = new = 0
         for number, key in enumerate(keys_of(hashes)):
-            masks = by_slot[key & _SLOT]
+            masks = by_slot[key & SLOT]
             if key not in masks:
                 masks[key] = bit
                 continue
@@ -73,7 +81,7 @@ class BlockMasks:
         gone: list[int] = []
         old = new = 0
         for key in keys_of(hashes):
-            masks = by_slot[key & _SLOT]
+            masks = by_slot[key & SLOT]
             mask = masks.get(key)
             if mask is None or not mask & bit:
                 continue

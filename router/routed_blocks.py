@@ -7,12 +7,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from router.block_masks import SLOT, parted
 from router.prefix_index import PrefixIndex
 from router.prompt_tree import PromptTree
 from router.router import Place
 from wire.block_hash import Hashes
 
-_EXPIRED_BLOCKS_AT_ONCE = 2048
+_BLOCKS_AT_ONCE = 1024
+_CALLS_TO_TAKE_IN = 8
 _FEW_ROWS = 16
 
 
@@ -95,19 +97,24 @@ class ExpectedBlocks:
 
 
 class _Sent:
-    """What was sent to one place: each block with its last sending, sendings from the oldest."""
+    """What was sent to one place: each block's last sending, by slot, and sendings in order.
+
+    `pruned`: there was too much, and still is more than is to be kept.
+    """
 
     def __init__(self) -> None:
-        self.last: dict[int, int] = {}
+        _, self.last = parted()
         self.sendings: deque[tuple[float, int, Hashes]] = deque()
+        self.pruned = False
 
 
 class AssumedBlocks:
     """Instead of KV events: a place holds for `ttl_s` seconds what was last sent there.
 
     With more than `max_blocks` on a place, what was sent longest ago is forgotten, by whole
-    prompts, down to `prune_ratio` of it. What expires goes in steps of bounded time, one with each
-    call of `expire`.
+    sendings, down to `prune_ratio` of it. All goes in steps of bounded time, some with each call.
+    So a long prompt is several sendings, its end the first, which is forgotten first; until they
+    are all taken in it is expected.
     """
 
     def __init__(
@@ -118,6 +125,8 @@ class AssumedBlocks:
         self._ttl_s = ttl_s
         self._max_blocks = max_blocks
         self._kept_blocks = int(max_blocks * prune_ratio)
+        self._expected = ExpectedBlocks(index)
+        self._waiting: deque[tuple[str, Place, Hashes, bool]] = deque()  # the last part: True
         self._sent: dict[Place, _Sent] = {}
         self._due: deque[tuple[float, Place]] = deque()
         self._numbers = count()
@@ -126,44 +135,71 @@ class AssumedBlocks:
         self, request_id: str, place: Place, hashes: Hashes, overlap_blocks: int, now: float
     ) -> None:
         """Note a sending, for `ttl_s` from now."""
+        self._take_in(now)
         hashes = hashes[: self._max_blocks]
-        self._index.store(place, hashes)
-        if not len(hashes) or not self._index.count(place):
-            return  # nothing to share, or a place that the index does not know
-        sent = self._sent.setdefault(place, _Sent())
-        number, until = next(self._numbers), now + self._ttl_s
-        sent.last.update(dict.fromkeys(hashes.tolist(), number))
-        sent.sendings.append((until, number, hashes))
-        self._due.append((until, place))
-        if self._index.count(place) > self._max_blocks:
-            while self._index.count(place) > self._kept_blocks and len(sent.sendings) > 1:
-                self.evicted += self._undo_oldest(place, sent)
+        if len(hashes) <= _BLOCKS_AT_ONCE:
+            self._send(place, hashes, now)
+            return
+        self._expected.started(request_id, place, hashes, overlap_blocks, now)
+        for end in range(len(hashes), 0, -_BLOCKS_AT_ONCE):
+            begin = max(0, end - _BLOCKS_AT_ONCE)
+            self._waiting.append((request_id, place, hashes[begin:end], begin == 0))
 
     def finished(self, request_id: str) -> None:
         """What a request leaves in the cache stays there."""
 
     def deepen(self, overlaps: NDArray[np.int64], hashes: Hashes) -> None:
-        """The index has it all."""
+        """Count what is yet to be taken in."""
+        self._expected.deepen(overlaps, hashes)
 
     def forget(self, place: Place) -> None:
         """Forget what was sent to this place."""
         self._sent.pop(place, None)
+        self._expected.forget(place)
+        self._waiting = deque(part for part in self._waiting if part[1] != place)
 
     def expire(self, now: float) -> None:
-        """Forget what was sent `ttl_s` ago, some thousand blocks at once."""
+        """Forget what was sent `ttl_s` ago."""
+        self._take_in(now)
         blocks = 0
-        while self._due and self._due[0][0] <= now and blocks < _EXPIRED_BLOCKS_AT_ONCE:
+        while self._due and self._due[0][0] <= now and blocks < _BLOCKS_AT_ONCE:
             _, place = self._due.popleft()
             sent = self._sent.get(place)
             if sent is not None and sent.sendings and sent.sendings[0][0] <= now:
                 blocks += len(sent.sendings[0][2])
                 self._undo_oldest(place, sent)
 
+    def _take_in(self, now: float) -> None:
+        """Take in some of what waits, more where more does."""
+        for _ in range(-(-len(self._waiting) // _CALLS_TO_TAKE_IN)):
+            request_id, place, hashes, last = self._waiting.popleft()
+            self._send(place, hashes, now)
+            if last:
+                self._expected.finished(request_id)
+
+    def _send(self, place: Place, hashes: Hashes, now: float) -> None:
+        self._index.store(place, hashes)
+        if not len(hashes) or not self._index.count(place):
+            return  # nothing to share, or a place that the index does not know
+        sent = self._sent.setdefault(place, _Sent())
+        number, until = next(self._numbers), now + self._ttl_s
+        last = sent.last
+        for block in hashes.tolist():
+            last[block & SLOT][block] = number
+        sent.sendings.append((until, number, hashes))
+        self._due.append((until, place))
+        sent.pruned = sent.pruned or self._index.count(place) > self._max_blocks
+        blocks = 0
+        while sent.pruned and blocks < 2 * _BLOCKS_AT_ONCE and len(sent.sendings) > 1:
+            blocks += len(sent.sendings[0][2])
+            self.evicted += self._undo_oldest(place, sent)
+            sent.pruned = self._index.count(place) > self._kept_blocks
+
     def _undo_oldest(self, place: Place, sent: _Sent) -> int:
         """Forget the oldest sending's blocks unless they were sent again; returns how many."""
         _, number, hashes = sent.sendings.popleft()
         last = sent.last
-        gone = [block for block in hashes.tolist() if last.get(block) == number]
+        gone = [block for block in hashes.tolist() if last[block & SLOT].get(block) == number]
         for block in gone:
-            del last[block]
+            del last[block & SLOT][block]
         return self._index.remove(place, np.array(gone, np.uint64))

@@ -286,6 +286,32 @@ def test_without_events_a_prompt_longer_than_the_bound_is_known_by_its_beginning
     assert choose(made, ask(PROMPT)).overlap_blocks == 5
 
 
+def test_without_events_a_long_prompt_is_known_at_once_and_taken_in_by_and_by() -> None:
+    made = kv("a", "b", use_kv_events=False, ttl_s=10.0)
+    prompt = list(range(12_000))
+    run(made, prompt, "1", now=0.0)
+    assert sum(made.stats().blocks.values()) < 3000
+    assert choose(made, ask(prompt), 0.0).overlap_blocks == 3000
+    made.finished("1", 0.0)
+    for _ in range(3):
+        assert choose(made, ask(prompt), 1.0).overlap_blocks == 3000
+    assert sum(made.stats().blocks.values()) == 3000
+    for _ in range(3):
+        choose(made, ask(PROMPT), 11.0)
+    assert sum(made.stats().blocks.values()) == 0
+    assert choose(made, ask(prompt), 11.0).overlap_blocks == 0
+
+
+def test_without_events_long_prompts_stay_within_the_bound() -> None:
+    made = kv("a", use_kv_events=False, max_blocks_per_worker=5000, prune_ratio=0.5)
+    prompts = [list(range(at, at + 12_000)) for at in range(0, 20 * 12_000, 12_000)]
+    for number, prompt in enumerate(prompts):
+        run(made, prompt, str(number), now=float(number))
+        assert choose(made, ask(prompt), float(number)).overlap_blocks == 3000
+        assert made.stats().blocks[A] <= 5000
+    assert choose(made, ask(prompts[0]), 20.0).overlap_blocks == 0
+
+
 def test_without_events_a_worker_that_left_is_forgotten() -> None:
     made = kv("a", use_kv_events=False, ttl_s=10.0)
     run(made, PROMPT, "1", now=0.0)
