@@ -29,18 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--requests", type=int, default=40, help="per length and API")
     parser.add_argument("--streams", type=int, default=1, help="requests at a time")
+    parser.add_argument("--no-kv-events", action="store_true", help="as the front door's own flag")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
     table = Table("prompt, words", "API", "longest turns, ms", f"above {LIMIT_MS:g} ms", "lost")
+    flags = ["--no-kv-events"] if options.no_kv_events else []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "turns")
         os.environ[FILE_VARIABLE] = str(file)
         for words in options.words:
             with (
                 load_client() as ask,
-                fleet(worker=WORKER, front_module="benchmarks.turns_front") as (front, _),
+                fleet(front=flags, worker=WORKER, front_module="benchmarks.turns_front") as (
+                    front,
+                    _,
+                ),
             ):
                 for kind in (GRPC_UNARY, HTTP_UNARY):
                     turns_ms, lost = _turns(ask, front, file, _job(front, kind, words, options))

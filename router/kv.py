@@ -96,6 +96,10 @@ class KvRouter(Policy):
         super().finished(request_id, now)
         self._routed.finished(request_id)
 
+    def work(self, now: float) -> bool:
+        """Take in some of a long prompt that was sent."""
+        return self._routed.work(now)
+
     def stats(self) -> RouterStats:
         """The size of the index."""
         return RouterStats(self.index.counts(), self.index.evicted + self._routed.evicted)

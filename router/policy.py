@@ -123,6 +123,10 @@ class Policy(ABC):
         """Count the request no more."""
         self._load.finished(request_id)
 
+    def work(self, now: float) -> bool:
+        """Nothing waits."""
+        return False
+
     def active(self) -> dict[Place, Active]:
         """What this router has running, for its peers."""
         return self._load.active()

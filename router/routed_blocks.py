@@ -45,6 +45,10 @@ class RoutedBlocks(Protocol):
         """Let go of what is too old at `now`."""
         ...
 
+    def work(self, now: float) -> bool:
+        """Do some of what can wait; returns whether there is more."""
+        ...
+
 
 class ExpectedBlocks:
     """Beside KV events: a running prompt's blocks count as held before its place says so.
@@ -95,6 +99,10 @@ class ExpectedBlocks:
     def expire(self, now: float) -> None:
         """Expectations end with their requests."""
 
+    def work(self, now: float) -> bool:
+        """Nothing waits."""
+        return False
+
 
 class _Sent:
     """What was sent to one place: each block's last sending, by slot, and sendings in order.
@@ -112,9 +120,9 @@ class AssumedBlocks:
     """Instead of KV events: a place holds for `ttl_s` seconds what was last sent there.
 
     With more than `max_blocks` on a place, what was sent longest ago is forgotten, by whole
-    sendings, down to `prune_ratio` of it. All goes in steps of bounded time, some with each call.
-    So a long prompt is several sendings, its end the first, which is forgotten first; until they
-    are all taken in it is expected.
+    sendings, down to `prune_ratio` of it. All goes in steps of bounded time. So a long prompt is
+    several sendings, its end the first, which is forgotten first; `work` takes them in, and the
+    other calls where nobody calls it. Until they all are, the prompt is expected.
     """
 
     def __init__(
@@ -135,7 +143,6 @@ class AssumedBlocks:
         self, request_id: str, place: Place, hashes: Hashes, overlap_blocks: int, now: float
     ) -> None:
         """Note a sending, for `ttl_s` from now."""
-        self._take_in(now)
         hashes = hashes[: self._max_blocks]
         if len(hashes) <= _BLOCKS_AT_ONCE:
             self._send(place, hashes, now)
@@ -160,7 +167,8 @@ class AssumedBlocks:
 
     def expire(self, now: float) -> None:
         """Forget what was sent `ttl_s` ago."""
-        self._take_in(now)
+        for _ in range(-(-len(self._waiting) // _CALLS_TO_TAKE_IN)):
+            self.work(now)
         blocks = 0
         while self._due and self._due[0][0] <= now and blocks < _BLOCKS_AT_ONCE:
             _, place = self._due.popleft()
@@ -169,13 +177,14 @@ class AssumedBlocks:
                 blocks += len(sent.sendings[0][2])
                 self._undo_oldest(place, sent)
 
-    def _take_in(self, now: float) -> None:
-        """Take in some of what waits, more where more does."""
-        for _ in range(-(-len(self._waiting) // _CALLS_TO_TAKE_IN)):
+    def work(self, now: float) -> bool:
+        """Take in some of what waits."""
+        if self._waiting:
             request_id, place, hashes, last = self._waiting.popleft()
             self._send(place, hashes, now)
             if last:
                 self._expected.finished(request_id)
+        return bool(self._waiting)
 
     def _send(self, place: Place, hashes: Hashes, now: float) -> None:
         self._index.store(place, hashes)

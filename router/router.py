@@ -211,6 +211,10 @@ class Router(Protocol):
         """The request is over, however it ended."""
         ...
 
+    def work(self, now: float) -> bool:
+        """Do some of what can wait, a millisecond's; returns whether there is more."""
+        ...
+
     def active(self) -> dict[Place, Active]:
         """What this router has running, for its peers."""
         ...

@@ -31,7 +31,7 @@ from server.limits import deadline_of, stall_of, within_limits
 from server.metrics import CANCELS, RETRIES
 from server.models import ServedModel
 from server.request_trace import RequestTrace
-from server.routing import choose, route_request, shown_route
+from server.routing import choose, route_request, shown_route, started
 from server.text.codec import EncodedPrompt
 from server.trace_settings import TraceSettings
 from wire.cards import ModelCard
@@ -353,7 +353,7 @@ class DataPlane:
         flight.sent_s = now
         flight.record.worker = choice.worker_id
         flight.told_tokens = 0
-        model.router.started(route, choice, now)
+        started(model, route, choice, now)
         if request.explain_route:
             generation.route = shown_route(choice)
         self._look_later()

@@ -25,6 +25,7 @@ class ServedModel:
         self.card = card
         self._codec = codec
         self.router = router
+        self.router_works = False  # it does what could wait
         self.links: dict[str, WorkerLink] = {}
 
     @property

@@ -67,6 +67,21 @@ def choose(model: ServedModel, route: RouteRequest, policy: str) -> Choice:
     return choice
 
 
+def started(model: ServedModel, route: RouteRequest, choice: Choice, now: float) -> None:
+    """The request is on its way to the chosen place."""
+    model.router.started(route, choice, now)
+    if not model.router_works:
+        model.router_works = True
+        asyncio.get_running_loop().call_soon(_work, model)
+
+
+def _work(model: ServedModel) -> None:
+    """Have the router do what can wait, in as many turns of the loop as it takes."""
+    model.router_works = model.router.work(time.monotonic())
+    if model.router_works:
+        asyncio.get_running_loop().call_soon(_work, model)
+
+
 def _no_place(model: ServedModel, route: RouteRequest) -> ServingError:
     name, rank = model.card.name, route.pinned_rank
     if route.pinned is not None and route.pinned not in model.links:

@@ -21,7 +21,7 @@ from runtime.rpc import CallInfo
 from server.fleet import Fleet
 from server.metrics import CANCELS, RETRIES
 from server.models import ServedModel
-from server.routing import choose, route_report
+from server.routing import choose, route_report, started
 from server.worker_link import WorkerLink
 from wire.routes import best_worker_response
 from wire.token_contract import decode_token_request
@@ -123,7 +123,7 @@ class _Routed:
         asked = msgspec.structs.replace(request, data_parallel_rank=rank, pinned_worker=None)
         self._slot = link.submit(asked, self)
         self._link = link
-        model.router.started(route, choice, time.monotonic())
+        started(model, route, choice, time.monotonic())
 
     def put(self, delta: TokenDelta) -> None:
         """Hand a delta on."""

@@ -302,6 +302,16 @@ def test_without_events_a_long_prompt_is_known_at_once_and_taken_in_by_and_by() 
     assert choose(made, ask(prompt), 11.0).overlap_blocks == 0
 
 
+def test_without_events_a_long_prompt_is_taken_in_by_work_that_can_wait() -> None:
+    made = kv("a", use_kv_events=False)
+    assert not made.work(0.0)
+    run(made, list(range(12_000)), "1")
+    steps = 1
+    while made.work(0.0):
+        steps += 1
+    assert (steps, made.stats().blocks) == (3, {A: 3000})
+
+
 def test_without_events_long_prompts_stay_within_the_bound() -> None:
     made = kv("a", use_kv_events=False, max_blocks_per_worker=5000, prune_ratio=0.5)
     prompts = [list(range(at, at + 12_000)) for at in range(0, 20 * 12_000, 12_000)]
