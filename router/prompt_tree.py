@@ -4,7 +4,6 @@ Requests go and come with their whole prompts. What is done for each of them tak
 prompts that its own one parts from, not by its blocks: 131,072 tokens are 8192 of them.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator
 
 import numpy as np
@@ -46,7 +45,7 @@ class _Run:
 
 
 class PromptTree:
-    """Prompts by their prefix hashes: where two have equal ones, all before them are equal."""
+    """Prompts by their prefix hashes."""
 
     def __init__(self) -> None:
         self._first: dict[int, _Run] = {}
@@ -153,11 +152,14 @@ class PromptTree:
 
 
 def _common(one: Hashes, other: Hashes) -> int:
-    """Return how many blocks two chains begin with that are equal."""
+    """Return how many blocks two prompts begin with that are equal.
+
+    Each is compared: who makes hashes collide gets a wrong count, and nothing comes apart.
+    """
     count = min(len(one), len(other))
-    if one.item(count - 1) == other.item(count - 1):
-        return count
-    return bisect_left(range(count), True, key=lambda at: one.item(at) != other.item(at))
+    differs = one[:count] != other[:count]
+    at = int(differs.argmax())
+    return at if differs[at] else count
 
 
 def _less(counts: dict[int, int], row: int) -> bool:

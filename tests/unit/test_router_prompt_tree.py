@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,4 +97,17 @@ def test_a_prompt_that_outlives_those_that_parted_from_it_is_one_run_again() -> 
         tree.remove(0, other)
     assert list(tree.depths(prompt)) == [([0], 200)]
     tree.remove(0, prompt)
+    assert not tree
+
+
+def test_hashes_that_collide_behind_different_ones_are_added_and_taken_out() -> None:
+    tree = PromptTree()
+    one, other, third = (
+        np.array(hashes, np.uint64) for hashes in ([1, 2, 3, 4], [1, 9, 3, 4], [1, 2, 7])
+    )
+    added = [tree.add(0, it, 0) for it in (one, other, third)]
+    for it in (one, other, third):
+        tree.computed(0, it, 0)
+    assert added == [4, 3, 1]
+    assert [tree.remove(0, it) for it in (one, other, third)] == [2, 3, 3]
     assert not tree
