@@ -77,6 +77,8 @@ def overlaps(pair: Served, messages: list[Any]) -> dict[str, int]:
 
 def test_a_second_turn_finds_its_first_in_the_cache_until_it_is_evicted(pair: Served) -> None:
     client = openai.OpenAI(base_url=f"{pair.http}/v1", api_key="none", timeout=WAIT_S)
+    # The front door is ready with the first worker.
+    wait_until(lambda: len(overlaps(pair, beginning(1))) == 2, limit_s=WAIT_S)
     here, there = overlaps(pair, beginning(1))
     full_blocks = 5
     for room, worker in ((1, here), (2, there)):
