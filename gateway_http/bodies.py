@@ -1,5 +1,6 @@
 """A request's JSON body as the struct that its endpoint takes."""
 
+from array import array
 from typing import Any, TypeVar
 
 import msgspec
@@ -7,7 +8,9 @@ from starlette.requests import Request
 
 from gateway_http.config import GatewayConfig
 from gateway_http.intake import read_json_body
+from gateway_http.long_prompt import LongPrompts
 from gateway_http.openai import decode_json
+from gateway_http.schema import CompletionRequest
 from runtime.errors import InvalidRequest
 
 _Json = TypeVar("_Json", bound=msgspec.Struct)
@@ -20,6 +23,19 @@ async def read_body(request: Request, config: GatewayConfig, kind: type[_Json]) 
     Names that the struct does not have are ignored, or refused where the operator wants that.
     """
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
+    return _body(data, config, kind)
+
+
+async def read_completion(
+    request: Request, config: GatewayConfig, long_prompts: LongPrompts
+) -> "tuple[CompletionRequest, array[int] | None]":
+    """Do the same for a completion; the token ids of a long prompt are apart, if it has such."""
+    data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
+    data, ids = await long_prompts.split(data)
+    return _body(data, config, CompletionRequest), ids
+
+
+def _body(data: bytes, config: GatewayConfig, kind: type[_Json]) -> _Json:
     body = decode_json(data, kind)
     if config.refuse_unknown_fields:
         _refuse_unknown(data, kind)

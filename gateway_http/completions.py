@@ -16,11 +16,16 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 
 def completion_requests(
-    body: CompletionRequest, origin: Origin, *, max_prompts: int
+    body: CompletionRequest,
+    origin: Origin,
+    *,
+    max_prompts: int,
+    ids: Sequence[int] | None = None,
 ) -> list[GenerateRequest]:
-    """One generation per prompt, in order; at most `max_prompts`."""
+    """One generation per prompt, in order; at most `max_prompts`. `ids` are one in its place."""
     sampling = sampling_of(body, _changed(body), {})
-    prompts = read_prompts(body.prompt, "prompt")
+    prompts: Sequence[str | Sequence[int]]
+    prompts = read_prompts(body.prompt, "prompt") if ids is None else [ids]
     if len(prompts) > max_prompts:
         raise InvalidRequest(f"prompt: more than {max_prompts} prompts", param="prompt")
     return [

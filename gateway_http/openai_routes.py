@@ -9,12 +9,13 @@ from starlette.responses import Response
 from gateway_http.answer_schema import ChatCompletion, Completion
 from gateway_http.answers import Answer
 from gateway_http.api_document import describe_endpoint
-from gateway_http.bodies import read_body
+from gateway_http.bodies import read_body, read_completion
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests, generates_nothing
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
+from gateway_http.long_prompt import LongPrompts
 from gateway_http.openai import checked_body
 from gateway_http.origin import origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
@@ -32,6 +33,7 @@ _TEXT = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens":
 
 def add_openai(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add both endpoints."""
+    long_prompts = LongPrompts()
 
     def answer(
         body: GenerationBody,
@@ -72,8 +74,9 @@ def add_openai(app: EndpointApp, backend: Backend, config: GatewayConfig) -> Non
 
     async def completions(request: Request) -> Response:
         source = origin_of(request, "cmpl", config.request_timeout_s)
-        body = checked_body(await read_body(request, config, CompletionRequest))
-        asked = completion_requests(body, source, max_prompts=config.max_prompts)
+        read, ids = await read_completion(request, config, long_prompts)
+        body = checked_body(read)
+        asked = completion_requests(body, source, max_prompts=config.max_prompts, ids=ids)
         texts = None
         if generates_nothing(body):
             texts = tuple([await _prompt_text(backend, it) for it in asked])

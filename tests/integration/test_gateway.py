@@ -137,6 +137,23 @@ async def test_token_prompts_reach_the_backend_as_tokens():
     ]
 
 
+async def test_long_token_prompts_do_too_or_are_refused_by_name():
+    backend = ScriptedBackend()
+    ids = list(range(40_000))
+    async with serving(backend) as http:
+        body = {"model": "toy", "prompt": ids, "max_tokens": 3}
+        assert (await http.post("/v1/completions", json=body)).status_code == 200
+        refused = [
+            await http.post("/v1/completions", json=it)
+            for it in ({**body, "prompt": [*ids, -1]}, {**body, "max_tokens": "x"})
+        ]
+    (request,) = backend.requests
+    assert list(request.prompt_token_ids or ()) == ids
+    assert request.sampling.max_tokens == 3
+    assert [answer.status_code for answer in refused] == [400, 400]
+    assert [answer.json()["error"]["param"] for answer in refused] == ["prompt", "max_tokens"]
+
+
 async def test_continuous_usage_counts_up_on_every_chunk():
     body = {**CHAT, "stream": True, "stream_options": {"continuous_usage_stats": True}}
     async with serving(ScriptedBackend()) as http:
