@@ -53,6 +53,8 @@ def group(tmp_path_factory):
     """Two workers and two front doors, all children of one `serve`, for the tests in turn."""
     flags = (*SIM, *FREE, "--workers=2", "--processes=2")
     with penstock(tmp_path_factory.mktemp("group"), "serve", "smollm2", *flags) as one:
+        # The front doors are ready with the first worker.
+        wait_until(lambda: all(it["ready"] for it in health(one)["processes"].values()), limit_s=20)
         yield one
 
 
