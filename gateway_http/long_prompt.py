@@ -8,13 +8,12 @@ from array import array
 
 import msgspec
 
+from gateway_http.openai import decode_json
+from runtime.errors import InvalidRequest
 from wire.sampling import TokenId
 
 _LONG_BYTES = 64 * 1024
 _PART_BYTES = 32 * 1024  # some 5,000 ids, 0.3 ms
-
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_token_ids = msgspec.json.Decoder(list[TokenId]).decode
 
 
 class LongPrompts:
@@ -37,9 +36,9 @@ class LongPrompts:
             return data, None
         async with self._mine:
             try:
-                fields = _fields(data)
+                fields = decode_json(data, dict[str, msgspec.Raw])
                 ids = await _by_parts(bytes(fields.get("prompt", b"")))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except InvalidRequest:
                 return data, None
         if not ids:
             return data, None
@@ -47,7 +46,7 @@ class LongPrompts:
 
 
 async def _by_parts(text: bytes) -> "array[int]":
-    """Parse a list, which is known to be valid JSON; raises ValidationError if not of token ids."""
+    """Parse a list, which is known to be valid JSON; raises InvalidRequest if not of token ids."""
     ids = array("i")
     if not text.startswith(b"["):
         return ids
@@ -56,6 +55,6 @@ async def _by_parts(text: bytes) -> "array[int]":
         await asyncio.sleep(0)
         comma = text.find(b",", at + _PART_BYTES, end)
         cut = end if comma < 0 else comma
-        ids.fromlist(_token_ids(b"[%b]" % text[at:cut]))
+        ids.fromlist(decode_json(b"[%b]" % text[at:cut], list[TokenId]))
         at = cut + 1
     return ids
