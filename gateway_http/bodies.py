@@ -8,9 +8,8 @@ from starlette.requests import Request
 
 from gateway_http.config import GatewayConfig
 from gateway_http.intake import read_json_body
-from gateway_http.long_prompt import LongPrompts
 from gateway_http.openai import decode_json
-from gateway_http.schema import CompletionRequest
+from gateway_http.token_lists import TokenLists
 from runtime.errors import InvalidRequest
 
 _Json = TypeVar("_Json", bound=msgspec.Struct)
@@ -23,19 +22,26 @@ async def read_body(request: Request, config: GatewayConfig, kind: type[_Json]) 
     Names that the struct does not have are ignored, or refused where the operator wants that.
     """
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-    return _body(data, config, kind)
+    return as_struct(data, config, kind)
 
 
-async def read_completion(
-    request: Request, config: GatewayConfig, long_prompts: LongPrompts
-) -> "tuple[CompletionRequest, array[int] | None]":
-    """Do the same for a completion; the token ids of a long prompt are apart, if it has such."""
+async def read_with_ids(
+    request: Request,
+    config: GatewayConfig,
+    kind: type[_Json],
+    token_lists: TokenLists,
+    field: str,
+    *,
+    lists: int = 0,
+) -> "tuple[_Json, list[array[int]] | None]":
+    """Do the same; what TokenLists takes out of its `field` is apart, if it takes something."""
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-    data, ids = await long_prompts.split(data)
-    return _body(data, config, CompletionRequest), ids
+    data, ids = await token_lists.take(data, field, lists=lists)
+    return as_struct(data, config, kind), ids
 
 
-def _body(data: bytes, config: GatewayConfig, kind: type[_Json]) -> _Json:
+def as_struct(data: bytes, config: GatewayConfig, kind: type[_Json]) -> _Json:
+    """Parse and check a body that has been read."""
     body = decode_json(data, kind)
     if config.refuse_unknown_fields:
         _refuse_unknown(data, kind)

@@ -20,12 +20,11 @@ def completion_requests(
     origin: Origin,
     *,
     max_prompts: int,
-    ids: Sequence[int] | None = None,
+    ids: Sequence[Sequence[int]] | None = None,
 ) -> list[GenerateRequest]:
-    """One generation per prompt, in order; at most `max_prompts`. `ids` are one in its place."""
+    """One generation per prompt, in order; at most `max_prompts`. `ids` stand in their place."""
     sampling = sampling_of(body, _changed(body), {})
-    prompts: Sequence[str | Sequence[int]]
-    prompts = read_prompts(body.prompt, "prompt") if ids is None else [ids]
+    prompts = read_prompts(body.prompt, "prompt") if ids is None else ids
     if len(prompts) > max_prompts:
         raise InvalidRequest(f"prompt: more than {max_prompts} prompts", param="prompt")
     return [
@@ -79,7 +78,7 @@ def _best_of(body: CompletionRequest, best_of: int) -> dict[str, Any]:
     return {"n": best_of, "logprobs": body.logprobs or 0}
 
 
-def read_prompts(prompt: str | list[Any], param: str) -> Sequence[str | list[int]]:
+def read_prompts(prompt: str | list[Any], param: str) -> Sequence[str | Sequence[int]]:
     """The texts or token ids in a field `param`. Raises InvalidRequest."""
     if isinstance(prompt, str):
         return [prompt]
@@ -93,10 +92,9 @@ def read_prompts(prompt: str | list[Any], param: str) -> Sequence[str | list[int
         else:
             lists = [msgspec.convert(prompt, list[TokenId])]
     except msgspec.ValidationError as error:
-        what = type_error(str(error)).message
-        raise InvalidRequest(
-            f"{param}: expected text, token ids, or a list of either ({what})", param=param
-        ) from None
+        wrong = type_error(str(error))
+        at = f"{param}{wrong.param or ''}"
+        raise InvalidRequest(f"{param}{wrong.message}", param=at) from None
     if not all(lists):
         raise InvalidRequest(f"{param}: a prompt needs at least one token", param=param)
     return lists

@@ -12,13 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_endpoint
-from gateway_http.bodies import read_body
+from gateway_http.bodies import read_body, read_with_ids
 from gateway_http.completions import read_prompts
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.errors import JSON_TYPE, error_json
 from gateway_http.generation import GenerationResponse, as_body
 from gateway_http.origin import Origin, origin_of
+from gateway_http.token_lists import TokenLists
 from runtime.errors import InternalError, InvalidRequest, ServingError
 from wire.generate import Backend, GenerateDelta, GenerateRequest
 from wire.pooling import Pooling
@@ -241,7 +242,7 @@ def document_text(place: int, document: _Document) -> str:
 
 
 def _requests(
-    prompts: Sequence[str | list[int]],
+    prompts: Sequence[str | Sequence[int]],
     model: str,
     origin: Origin,
     *,
@@ -266,15 +267,19 @@ def _requests(
     ]
 
 
-def add_embeddings(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
+def add_embeddings(
+    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
+) -> None:
     """Add the endpoints."""
     most = config.max_embedding_inputs
 
     async def embeddings(request: Request) -> Response:
         origin = origin_of(request, "embd", config.request_timeout_s)
-        body = await read_body(request, config, EmbeddingRequest)
+        body, ids = await read_with_ids(
+            request, config, EmbeddingRequest, token_lists, "input", lists=most
+        )
         asked = _requests(
-            read_prompts(body.input, "input"),
+            read_prompts(body.input, "input") if ids is None else ids,
             body.model,
             origin,
             param="input",

@@ -49,12 +49,13 @@ async def _merged(
 ) -> Generations:
     # A full queue holds the producers back, and a backend merges what is not taken.
     queue: asyncio.Queue[_Item] = asyncio.Queue(maxsize=len(requests))
-    tasks = [
-        group.create_task(_pump(backend, request, number, queue))
-        for number, request in enumerate(requests)
-    ]
-    running = len(tasks)
+    tasks: list[asyncio.Task[None]] = []
+    running = len(requests)
     try:
+        for number, request in enumerate(requests):
+            tasks.append(group.create_task(_pump(backend, request, number, queue)))
+            # It begins now, alone: encoding a prompt may take 2 ms.
+            await asyncio.sleep(0)
         while running:
             number, item = await queue.get()
             if item is None:

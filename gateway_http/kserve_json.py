@@ -4,19 +4,21 @@ Forms: Open Inference Protocol, inference_rest.md; Triton's extension_binary_dat
 the JSON) and extension_generate.md (a text and named values in place of tensors).
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from gateway_http.openai import decode_json
 from runtime.errors import InvalidRequest
 from wire.inference_pb2 import InferParameter, ModelInferRequest
 from wire.nesting import check_nesting
 from wire.parameters import MAX_INT64, set_parameter
 from wire.sampling_inputs import Kind
 from wire.tensors import FLOATS, INTEGERS, add_input
-from wire.text_inputs import IMAGE, STREAM, TEXT_INPUTS
+from wire.text_inputs import IMAGE, INPUT_IDS, STREAM, TEXT_INPUTS
 
 BINARY_SIZE = "binary_data_size"
 _BINARY = "binary_data"
@@ -29,6 +31,7 @@ _ELEMENTS: dict[str, tuple[frozenset[type], str]] = (
     | dict.fromkeys(FLOATS, (frozenset({int, float}), "numbers"))
 )
 _DATATYPES: dict[type, str] = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
+_NONE: "Mapping[str, array[int]]" = {}
 _Parameters = Mapping[str, InferParameter]
 
 
@@ -39,7 +42,9 @@ class InputBody(msgspec.Struct, frozen=True, kw_only=True):
     datatype: str
     shape: list[Annotated[int, Meta(ge=0, le=MAX_INT64)]]
     parameters: dict[str, Any] | None = None
-    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    data: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "array"})] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
 
 
 class OutputBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,9 +70,16 @@ class InferBody(msgspec.Struct, frozen=True, kw_only=True):
         return (self.parameters or {}).get(_BINARY_ALL) is True
 
 
-def infer_message(body: InferBody, behind: bytes, model: str, version: str) -> ModelInferRequest:
+def infer_message(
+    body: InferBody,
+    behind: bytes,
+    model: str,
+    version: str,
+    read: "Mapping[str, array[int]]" = _NONE,
+) -> ModelInferRequest:
     """The request as gRPC has it, all tensors raw; `behind` are the bytes after the JSON.
 
+    `read` has the elements of tensors whose data has been read, by their names.
     Raises InvalidRequest naming the tensor or parameter.
     """
     message = ModelInferRequest(model_name=model, model_version=version, id=body.id or "")
@@ -84,7 +96,7 @@ def infer_message(body: InferBody, behind: bytes, model: str, version: str) -> M
         elif _SHARED in parameters:
             message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         else:
-            values = _elements(tensor)
+            values = read[tensor.name] if tensor.name in read else _elements(tensor)
             add_input(message, tensor.name, tensor.datatype, tensor.shape, values)
         _add_parameters(message.inputs[-1].parameters, parameters)
     if at != len(behind):
@@ -98,12 +110,18 @@ def infer_message(body: InferBody, behind: bytes, model: str, version: str) -> M
 
 
 def generate_message(
-    body: Mapping[str, Any], model: str, version: str, *, stream: bool
+    body: Mapping[str, Any],
+    model: str,
+    version: str,
+    *,
+    stream: bool,
+    ids: "array[int] | None" = None,
 ) -> ModelInferRequest:
     """The request of Triton's generate extension, tensors and parameters by name.
 
     What has an input's name becomes that tensor, wherever it stands; null is "not given". All else
-    is a parameter. `stream` is the default. Raises InvalidRequest naming the field.
+    is a parameter. `stream` is the default; `ids` stand for those of the body. Raises
+    InvalidRequest naming the field.
     """
     request_id = body.get("id") or ""
     if not isinstance(request_id, str):
@@ -118,7 +136,9 @@ def generate_message(
     for name, value in given.items():
         if value is None:
             continue
-        if name in TEXT_INPUTS:
+        if name == INPUT_IDS and ids is not None:
+            add_input(message, name, "INT32", (len(ids),), ids)
+        elif name in TEXT_INPUTS:
             _add_named(message, name, TEXT_INPUTS[name], value)
         elif name == IMAGE:
             message.inputs.add(name=IMAGE, datatype="BYTES", shape=[0])
@@ -177,7 +197,10 @@ def _checked_size(tensor: InputBody, size: Any, left: int) -> int:
 def _elements(tensor: InputBody) -> list[Any]:
     if tensor.data is msgspec.UNSET:
         raise _bad(tensor, "no data")
-    flat = _flat(tensor.data)
+    try:
+        flat = _flat(decode_json(bytes(tensor.data), list[Any]))
+    except InvalidRequest as error:
+        raise _bad(tensor, f"data: {error.message}") from None
     allowed, expected = _ELEMENTS.get(tensor.datatype, (None, ""))
     if allowed is not None and not set(map(type, flat)) <= allowed:
         raise _bad(tensor, f"{tensor.datatype} data must be {expected}")

@@ -24,13 +24,15 @@ from gateway_http.kserve_answers import (
 from gateway_http.kserve_json import InferBody, generate_message, infer_message
 from gateway_http.openai import decode_json
 from gateway_http.origin import Origin, origin_of
+from gateway_http.token_lists import TokenLists
 from runtime.errors import InvalidRequest, ModelNotFound
 from runtime.rpc import CallInfo
 from wire.cards import ModelCard
 from wire.generate import Backend, GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
 from wire.kserve_terms import check_version
-from wire.text_inputs import STREAM, OutputSelection
+from wire.tensors import INTEGERS
+from wire.text_inputs import INPUT_IDS, STREAM, OutputSelection
 from wire.text_request import decode_text_request
 from wire.text_schema import MODEL_VERSION, model_config, model_metadata
 
@@ -48,11 +50,13 @@ _T = TypeVar("_T")
 _Handler = Callable[..., Awaitable[Response]]
 
 
-def add_kserve(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
+def add_kserve(
+    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
+) -> None:
     """Add every path below /v2."""
     _add_server(app, backend)
     # Before the models' own paths: a name may hold slashes.
-    _add_inference(app, backend, config)
+    _add_inference(app, backend, config, token_lists)
     _add_models(app, backend)
 
 
@@ -119,7 +123,9 @@ def _add_models(app: EndpointApp, backend: Backend) -> None:
             app.get(path + end, summary=summary, tags=[_TAG])(handler)
 
 
-def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
+def _add_inference(
+    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
+) -> None:
     async def read(request: Request, *, binary: bool = False) -> bytes:
         return await read_json_body(
             request, config.max_body_bytes, config.body_timeout_s, binary=binary
@@ -129,21 +135,31 @@ def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) ->
         source = origin_of(request, "infer", config.request_timeout_s)
         data, behind = _parted(await read(request, binary=True), request)
 
-        def decode() -> tuple[InferBody, _Decoded]:
-            body = decode_json(data, InferBody)
-            return body, _decoded(infer_message(body, behind, name, asked), source)
+        body = decode_json(data, InferBody)
+        read_apart = {
+            tensor.name: ids
+            for tensor in body.inputs
+            if tensor.name == INPUT_IDS
+            and tensor.datatype in INTEGERS
+            and tensor.data
+            and (ids := await token_lists.read(bytes(tensor.data), INPUT_IDS)) is not None
+        }
 
-        body, it = await _off_loop(decode, len(data) + len(behind))
+        def decode() -> _Decoded:
+            return _decoded(infer_message(body, behind, name, asked, read_apart), source)
+
+        it = await _off_loop(decode, 0 if read_apart else len(data) + len(behind))
         answer = InferAnswer(it.shown, it.selection, body.wants_binary)
         return GenerationResponse(backend, [it.run], as_body(answer, config))
 
     async def generation(request: Request, name: str, asked: str, *, stream: bool) -> _Decoded:
         source = origin_of(request, "generate", config.request_timeout_s)
-        data = await read(request)
+        data, lists = await token_lists.take(await read(request), INPUT_IDS)
+        ids = lists[0] if lists else None
 
         def decode() -> _Decoded:
             body = decode_json(data, dict[str, Any])
-            message = generate_message(body, name, asked, stream=stream)
+            message = generate_message(body, name, asked, stream=stream, ids=ids)
             return _decoded(message, source, stream=stream)
 
         return await _off_loop(decode, len(data))

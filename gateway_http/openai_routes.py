@@ -9,17 +9,17 @@ from starlette.responses import Response
 from gateway_http.answer_schema import ChatCompletion, Completion
 from gateway_http.answers import Answer
 from gateway_http.api_document import describe_endpoint
-from gateway_http.bodies import read_body, read_completion
+from gateway_http.bodies import read_body, read_with_ids
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests, generates_nothing
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
-from gateway_http.long_prompt import LongPrompts
 from gateway_http.openai import checked_body
 from gateway_http.origin import origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
 from gateway_http.sse import ChunkWriter
+from gateway_http.token_lists import TokenLists
 from gateway_http.whole_answer import WholeAnswer
 from wire.generate import Backend, GenerateRequest
 
@@ -31,9 +31,10 @@ _CHAT = {
 _TEXT = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 8}
 
 
-def add_openai(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
+def add_openai(
+    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
+) -> None:
     """Add both endpoints."""
-    long_prompts = LongPrompts()
 
     def answer(
         body: GenerationBody,
@@ -74,7 +75,9 @@ def add_openai(app: EndpointApp, backend: Backend, config: GatewayConfig) -> Non
 
     async def completions(request: Request) -> Response:
         source = origin_of(request, "cmpl", config.request_timeout_s)
-        read, ids = await read_completion(request, config, long_prompts)
+        read, ids = await read_with_ids(
+            request, config, CompletionRequest, token_lists, "prompt", lists=config.max_prompts
+        )
         body = checked_body(read)
         asked = completion_requests(body, source, max_prompts=config.max_prompts, ids=ids)
         texts = None

@@ -8,10 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_endpoint
-from gateway_http.bodies import read_body
+from gateway_http.bodies import read_body, read_with_ids
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.origin import origin_of
+from gateway_http.token_lists import TokenLists, write_list
 from runtime.errors import InvalidRequest
 from wire.generate import Backend, GenerateRequest
 from wire.nesting import check_nesting
@@ -77,7 +78,9 @@ def tokenize_request(body: TokenizeRequest, request_id: str) -> GenerateRequest:
     )
 
 
-def add_tokenize(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
+def add_tokenize(
+    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
+) -> None:
     """Add both endpoints."""
 
     async def tokenize(request: Request) -> Response:
@@ -86,18 +89,20 @@ def add_tokenize(app: EndpointApp, backend: Backend, config: GatewayConfig) -> N
         found = await backend.tokenize(
             tokenize_request(body, origin.request_id), with_strings=bool(body.return_token_strs)
         )
+        strings = found.token_strings
         return _json(
-            TokenizeAnswer(
-                count=len(found.token_ids),
-                max_model_len=found.context_length,
-                tokens=list(found.token_ids),
-                token_strs=found.token_strings,
-            )
+            {
+                "count": len(found.token_ids),
+                "max_model_len": found.context_length,
+                "tokens": await write_list(found.token_ids),
+                "token_strs": None if strings is None else await write_list(strings),
+            }
         )
 
     async def detokenize(request: Request) -> Response:
-        body = await read_body(request, config, DetokenizeRequest)
-        text = await backend.detokenize(body.model, body.tokens) if body.tokens else ""
+        body, ids = await read_with_ids(request, config, DetokenizeRequest, token_lists, "tokens")
+        tokens = body.tokens if ids is None else ids[0]
+        text = await backend.detokenize(body.model, tokens) if tokens else ""
         return _json(DetokenizeAnswer(prompt=text))
 
     app.post(
@@ -120,5 +125,5 @@ def add_tokenize(app: EndpointApp, backend: Backend, config: GatewayConfig) -> N
     )(detokenize)
 
 
-def _json(value: msgspec.Struct) -> Response:
+def _json(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")

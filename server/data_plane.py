@@ -5,7 +5,6 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Executor
 
 import msgspec
 
@@ -33,6 +32,7 @@ from server.models import ServedModel
 from server.request_trace import RequestTrace
 from server.routing import choose, route_request, shown_route, started
 from server.text.codec import EncodedPrompt
+from server.text_desk import TextDesk
 from server.trace_settings import TraceSettings
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest, OnText, Tokenized
@@ -51,7 +51,7 @@ class DataPlane:
         fleet: Fleet,
         config: FrontDoorConfig,
         *,
-        text_threads: Executor | None = None,
+        texts: TextDesk,
         tracing: Tracing | None = None,
         limits: Limits | None = None,
         traces: TraceSettings | None = None,
@@ -61,7 +61,7 @@ class DataPlane:
         self.traces = traces or TraceSettings(collector=bool(self._tracing))
         self._config = config
         self._limits = limits or Unlimited()
-        self._text_threads = text_threads
+        self._texts = texts
         self._flights: dict[Generation, Flight] = {}
         self._admission = Admission(config, self._start)
         self._keys = itertools.count()
@@ -168,23 +168,12 @@ class DataPlane:
         return ready and not self.withdrawn
 
     async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
-        """Encode a prompt, in a thread when it is long."""
-        model = self._fleet.model(request.model)
-        codec = model.codec
-        if codec.is_long(request):
-            loop = asyncio.get_running_loop()
-            prompt = await loop.run_in_executor(self._text_threads, codec.encode_request, request)
-        else:
-            prompt = codec.encode_request(request)
-        return Tokenized(
-            token_ids=prompt.token_ids,
-            context_length=model.card.context_length,
-            token_strings=codec.token_strings(prompt.token_ids) if with_strings else None,
-        )
+        """Encode a prompt."""
+        return await self._texts.tokenize(request, with_strings=with_strings)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included."""
-        return self._fleet.model(model).codec.full_text_of(token_ids)
+        return await self._texts.detokenize(model, token_ids)
 
     def release(
         self, generation: Generation, *, cancel: bool, error: ServingError | None = None
@@ -300,8 +289,7 @@ class DataPlane:
             flight.trace.step("admit", time.monotonic())
         codec, request = flight.model.codec, flight.generation.request
         if codec.is_long(request):
-            loop = asyncio.get_running_loop()
-            encoding = loop.run_in_executor(self._text_threads, codec.encode_request, request)
+            encoding = self._texts.encoding(codec, request)
             encoding.add_done_callback(lambda done: self._encoded(flight, done))
             flight.encoding = encoding
         else:

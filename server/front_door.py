@@ -27,6 +27,7 @@ from server.routing import RoutingDesk
 from server.shared_memory import SharedMemory
 from server.shared_values import SharedValues
 from server.text.codec import TextCodec
+from server.text_desk import TextDesk
 from server.trace_settings import Own, TraceSettings
 from wire.cards import ModelCard
 from wire.generate import Backend, Routing
@@ -60,16 +61,17 @@ class FrontDoor:
         )
         self._logs = LogSettings(SharedValues(Values, config.group_file("logs")))
         self._shares = config.group_folder is not None
+        texts = TextDesk(self._fleet, self._text_threads)
         self._plane = DataPlane(
             self._fleet,
             config,
-            text_threads=self._text_threads,
+            texts=texts,
             tracing=tracing,
             limits=limits,
             traces=self._traces,
         )
         control = ModelControl(self._fleet, config.model_control)
-        desk = RoutingDesk(self._fleet, self._text_threads)
+        desk = RoutingDesk(self._fleet, texts)
         self._memory = SharedMemory() if config.shared_memory else None
         self.services: list[Service] = [
             KServeService(self._fleet, self._plane, control, self._logs, self._memory).service,

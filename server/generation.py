@@ -77,7 +77,7 @@ class Generation:
         self._parsers = [parser for parser in parsers if parser is not None]
         self.record.input_tokens = len(prompt.token_ids)
         if self.request.echo:
-            text = prompt.text if prompt.text is not None else codec.text_of(prompt.token_ids)
+            text = prompt.text or ""
             self._pending = {i: ChoiceDelta(index=i, text=text) for i in range(count)}
 
     def put_tokens(self, token_ids: list[int], now: float) -> None:

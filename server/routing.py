@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from functools import cache
 
 from router.router import BusyThresholds, Choice, RouteRequest
@@ -12,6 +11,7 @@ from server.fleet import Fleet
 from server.metrics import DECISION_TIME, DECISIONS, OVERLAP_BLOCKS, PROMPT_BLOCKS
 from server.models import ServedModel
 from server.text.codec import EncodedPrompt
+from server.text_desk import TextDesk
 from wire.generate import GenerateRequest
 from wire.routes import Route, RouteCandidate, RouteReport, Thresholds
 
@@ -136,9 +136,9 @@ def route_report(model: ServedModel, route: RouteRequest) -> RouteReport:
 class RoutingDesk:
     """Dry runs and thresholds (a wire.generate.Routing)."""
 
-    def __init__(self, fleet: Fleet, text_threads: Executor | None) -> None:
+    def __init__(self, fleet: Fleet, texts: TextDesk) -> None:
         self._fleet = fleet
-        self._text_threads = text_threads
+        self._texts = texts
 
     async def route(self, request: GenerateRequest) -> RouteReport:
         """Say where a request would go; nothing is sent or counted.
@@ -147,12 +147,7 @@ class RoutingDesk:
         """
         model = self._fleet.model(request.model)
         request = model.with_adapter(request)
-        codec = model.codec
-        if codec.is_long(request):
-            loop = asyncio.get_running_loop()
-            prompt = await loop.run_in_executor(self._text_threads, codec.encode_request, request)
-        else:
-            prompt = codec.encode_request(request)
+        prompt = await self._texts.encode(model.codec, request)
         return route_report(model, route_request(request, prompt, key=""))
 
     def thresholds(self) -> Mapping[str, Thresholds]:

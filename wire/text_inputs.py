@@ -9,6 +9,7 @@ from wire.guided_decoding import GUIDE_INPUTS
 from wire.sampling_inputs import BOOL, FLOAT, INT, INTS, JSON, JSON_INPUT, SAMPLING_TENSORS, TEXT
 from wire.sampling_inputs import Kind as Kind
 
+INPUT_IDS = "input_ids"
 PROMPTS = {
     "text_input": "text_input",
     "prompt": "text_input",

@@ -139,7 +139,7 @@ def encode_text_request(request: GenerateRequest, selection: OutputSelection) ->
     message = ModelInferRequest(model_name=request.model, id=request.request_id)
     lead = (1,) if selection.batched else ()
 
-    def add(name: str, datatype: str, values: list[Any]) -> None:
+    def add(name: str, datatype: str, values: Sequence[Any]) -> None:
         add_input(message, name, datatype, (*lead, len(values)), values, typed=selection.typed)
 
     for name, datatype, values in _prompt_inputs(request):
@@ -170,15 +170,15 @@ def encode_text_request(request: GenerateRequest, selection: OutputSelection) ->
     return message
 
 
-def _prompt_inputs(request: GenerateRequest) -> list[tuple[str, str, list[Any]]]:
+def _prompt_inputs(request: GenerateRequest) -> list[tuple[str, str, Sequence[Any]]]:
     """The tensors that say what the prompt is: their names, datatypes and values."""
-    inputs: list[tuple[str, str, list[Any]]] = []
+    inputs: list[tuple[str, str, Sequence[Any]]] = []
     if request.pooling is not None and request.pooling.dimensions is not None:
         inputs.append((DIMENSIONS, "INT32", [request.pooling.dimensions]))
     if request.messages is not None:
         inputs.append(("messages", "BYTES", [_chat_json(request)]))
     elif request.prompt_token_ids is not None:
-        inputs.append(("input_ids", "INT32", list(request.prompt_token_ids)))
+        inputs.append(("input_ids", "INT32", request.prompt_token_ids))
     else:
         inputs.append(("text_input", "BYTES", [(request.prompt or "").encode()]))
     if not request.add_special_tokens:

@@ -72,7 +72,7 @@ def decode_tokenized(response: ModelInferResponse) -> Tokenized:
 def encode_detokenize(model: str, token_ids: Sequence[int]) -> ModelInferRequest:
     """Ask for the text of some ids."""
     message = ModelInferRequest(model_name=model)
-    add_input(message, "input_ids", "INT32", (len(token_ids),), list(token_ids), typed=False)
+    add_input(message, "input_ids", "INT32", (len(token_ids),), token_ids, typed=False)
     set_parameter(message.parameters, OPERATION, DETOKENIZE)
     return message
 

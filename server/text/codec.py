@@ -25,11 +25,12 @@ __all__ = ["ChoiceDecoder", "EncodedPrompt", "TextCodec"]
 _LONG_CHARACTERS = 8192
 # More than any language has on average; runs of blanks may have more.
 _CHARACTERS_PER_TOKEN = 16
+_LONG_TOKENS = 4096  # about 1 ms of decoding
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt in tokens, int32; `text` is what they were made of, None for a prompt of ids.
+    """A prompt in tokens, int32; `text` is what they were made of, of ids only if it is wanted.
 
     An array, because the router hashes it and the wire sends it: neither copies it then. `answer`
     says how its answer is made and read.
@@ -66,7 +67,13 @@ class TextCodec:
         """Whether encoding takes so long that it should not run on the event loop."""
         if request.prompt is not None:
             return len(request.prompt) > _LONG_CHARACTERS
+        if request.prompt_token_ids is not None:
+            return request.echo and self.has_long_text(request.prompt_token_ids)
         return _size(request.messages) > _LONG_CHARACTERS
+
+    def has_long_text(self, token_ids: Sequence[int]) -> bool:
+        """Whether making their text takes so long that it should not run on the event loop."""
+        return len(token_ids) > _LONG_TOKENS
 
     def encode_request(self, request: GenerateRequest) -> EncodedPrompt:
         """Return the prompt in tokens. Raises InvalidRequest or Unsupported naming the field.
@@ -74,7 +81,8 @@ class TextCodec:
         Raises ContextLengthExceeded for a text so long that encoding it would be a waste.
         """
         if request.prompt_token_ids is not None:
-            return EncodedPrompt(self._end(self._checked(request.prompt_token_ids), request))
+            given = self._end(self._checked(request.prompt_token_ids), request)
+            return EncodedPrompt(given, self.tokenizer.decode(given) if request.echo else None)
         if request.messages is not None:
             use = read_tools(request.tools, request.tool_choice)
             text = self._render(request)
@@ -86,13 +94,9 @@ class TextCodec:
         ids = self._encode(text, add_special_tokens=framed, param="prompt")
         return EncodedPrompt(self._end(_not_empty(ids, "prompt"), request), text)
 
-    def text_of(self, token_ids: Sequence[int]) -> str:
-        """Return the text of some ids, special tokens left out."""
-        return self.tokenizer.decode(token_ids)
-
     def full_text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens too; raises InvalidRequest for others."""
-        return self.tokenizer.decode(self._checked(token_ids).tolist(), skip_special_tokens=False)
+        return self.tokenizer.decode(self._checked(token_ids), skip_special_tokens=False)
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
         """Return the text of each id by itself."""

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_prompts_are_never_cut_or_padded(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save_model(tmp_path, backend))
     text = "the quick brown fox jumps over the lazy dog"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_many_ids_have_the_texts_of_their_parts(tmp_path: Path, skip: bool) -> None:
+    tokenizer = load_tokenizer(save_model(tmp_path, byte_level()))
+    text = "the </s>quick brown fox\n" * 300
+    ids = array("i", tokenizer.encode(text, add_special_tokens=False))
+    assert len(ids) > 2000
+    shown = text.replace("</s>", "") if skip else text
+    assert tokenizer.decode(ids, skip_special_tokens=skip) == shown
 
 
 def test_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Long lists of token ids in JSON, read and written by parts.
+
+One call for 131,000 of them takes 8 ms in all, in which no other request gets on.
+"""
+
+import asyncio
+import re
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway_http.openai import decode_json
+from runtime.errors import InvalidRequest
+from wire.sampling import TokenId
+
+_LONG_BYTES = 64 * 1024
+_PART_BYTES = 32 * 1024  # some 5,000 ids, 0.3 ms
+_PART_VALUES = 4096
+_LIST = re.compile(rb'\[\s*[^\s"{\[\]]')
+_LIST_OF_LISTS = re.compile(rb'\[\s*\[\s*[^\s"{\[\]]')
+# What no list of ids has in it, and the least of its kind.
+_OTHERS = {b'"': b'""', b"{": b"{}", b"[": b"[]"}
+
+
+class TokenLists:
+    """Takes token ids out of long bodies, of one at a time, and one part in each turn of the loop.
+
+    What is no such list, or no JSON, is left to the reading of the whole body.
+    """
+
+    def __init__(self) -> None:
+        self._mine = asyncio.Lock()
+
+    async def take(
+        self, data: bytes, field: str, *, lists: int = 0
+    ) -> tuple[bytes, "list[array[int]] | None"]:
+        """Return a body with an empty `field`, and the one list or the lists of ids it had.
+
+        As it is, and None, unless it is long and has them. Up to `lists` lists may stand in a list.
+        Raises InvalidRequest naming the id at fault, or the field for too many lists.
+        """
+        if len(data) < _LONG_BYTES:
+            return data, None
+        async with self._mine:
+            try:
+                fields = decode_json(data, dict[str, msgspec.Raw])
+            except InvalidRequest:
+                return data, None
+            found = await _read(bytes(fields.get(field, b"")), field, lists)
+        if found is None:
+            return data, None
+        return msgspec.json.encode(fields | {field: ()}), found
+
+    async def read(self, text: bytes, field: str) -> "array[int] | None":
+        """Return the ids of one JSON value, None if it is short or no such list.
+
+        The list may stand in a list, alone. Raises InvalidRequest naming the id at fault.
+        """
+        if len(text) < _LONG_BYTES or text.count(b"[") > 2:
+            return None
+        async with self._mine:
+            found = await _read(text, field, 1)
+        return found[0] if found else None
+
+
+async def _read(text: bytes, field: str, lists: int) -> "list[array[int]] | None":
+    try:
+        if _LIST.match(text):
+            return [await _by_parts(text, field)]
+        if not lists or not _LIST_OF_LISTS.match(text):
+            return None
+        if text.count(b"[") > lists + 1:
+            raise InvalidRequest(f"{field}: more than {lists} lists", param=field)
+        inner = decode_json(text, list[msgspec.Raw])
+        return [await _by_parts(bytes(it), f"{field}[{at}]") for at, it in enumerate(inner)]
+    except _OtherError:
+        return None
+
+
+class _OtherError(Exception):
+    """It is no list of token ids: for the decoder of the whole body, which may say why."""
+
+
+async def _by_parts(text: bytes, field: str) -> "array[int]":
+    ids = array("i")
+    if not text.startswith(b"["):
+        raise _OtherError
+    text = _up_to_others(text)
+    at, end = 1, len(text) - 1
+    while at < end:
+        await asyncio.sleep(0)
+        comma = text.find(b",", at + _PART_BYTES, end)
+        cut = end if comma < 0 else comma
+        ids.fromlist(_ids(b"[%b]" % text[at:cut], field, len(ids)))
+        at = cut + 1
+    if not ids:
+        raise _OtherError
+    return ids
+
+
+def _up_to_others(text: bytes) -> bytes:
+    """The list up to its first value that can have commas of its own, which is made empty."""
+    places = [(text.find(it, 1), it) for it in _OTHERS]
+    at, kind = min(((at, it) for at, it in places if at > 0), default=(-1, b""))
+    return text if at < 0 else b"%b%b]" % (text[:at], _OTHERS[kind])
+
+
+def _ids(part: bytes, field: str, before: int) -> list[int]:
+    try:
+        return decode_json(part, list[TokenId])
+    except InvalidRequest as error:
+        if error.param is None:
+            raise _OtherError from None
+        place = f"{field}[{before + int(error.param[1:-1])}]"
+        what = error.message.removeprefix(error.param)
+        raise InvalidRequest(f"{place}{what}", param=place) from None
+
+
+async def write_list(values: Sequence[Any]) -> msgspec.Raw:
+    """Return the JSON of a list, made by parts, one in each turn of the loop."""
+    parts = [part async for part in _written(values)]
+    return msgspec.Raw(b"[%b]" % b",".join(parts))
+
+
+async def _written(values: Sequence[Any]) -> AsyncIterator[bytes]:
+    for at in range(0, len(values), _PART_VALUES):
+        if at:
+            await asyncio.sleep(0)
+        yield msgspec.json.encode(list(values[at : at + _PART_VALUES]))[1:-1]
