@@ -59,6 +59,7 @@ class Generation:
         self._prompt_logprobs: list[TokenText] | None = None
         self._owner = owner
         self._pending: dict[int, ChoiceDelta] = {}
+        self._echo: dict[int, str] = {}
         self._decoders: list[ChoiceDecoder] = []
         self._parsers: list[ChoiceParser] = []
         self._open_choices = request.sampling.n
@@ -77,8 +78,7 @@ class Generation:
         self._parsers = [parser for parser in parsers if parser is not None]
         self.record.input_tokens = len(prompt.token_ids)
         if self.request.echo:
-            text = prompt.text or ""
-            self._pending = {i: ChoiceDelta(index=i, text=text) for i in range(count)}
+            self._echo = dict.fromkeys(range(count), prompt.text or "")
 
     def put_tokens(self, token_ids: list[int], now: float) -> None:
         """Take new tokens of the one choice of a request, and nothing else; see SlotSink.
@@ -167,6 +167,12 @@ class Generation:
             return None
         self._signalled = False
         pending, self._pending = self._pending, {}
+        if self._echo:
+            # Not sooner: what is long is copied by each delta that merges with it.
+            for index, text in self._echo.items():
+                choice = pending.setdefault(index, ChoiceDelta(index=index))
+                choice.text = text + choice.text
+            self._echo = {}
         record = self.record
         delta = GenerateDelta(
             choices=list(pending.values()),

@@ -142,6 +142,8 @@ def test_echo_puts_the_prompt_before_every_choice(codec: TextCodec) -> None:
     running.put(" a", index=0)
     assert running.signals == 1
     assert [c.text for c in running.take().choices] == ["Say: a", "Say:"]
+    running.put(" b", index=1)
+    assert [c.text for c in running.take().choices] == [" b"]
 
 
 def test_an_error_comes_after_the_text_before_it(codec: TextCodec) -> None:
