@@ -24,7 +24,6 @@ from gateway_http.openai_routes import add_openai
 from gateway_http.other_models import add_other_models
 from gateway_http.responses.routes import add_responses
 from gateway_http.routing import add_routing
-from gateway_http.token_lists import TokenLists
 from gateway_http.tokens_api import add_tokenize
 from runtime.access import Access
 from runtime.errors import ModelNotFound, ServingError
@@ -69,18 +68,17 @@ def create_app(
     app.add_exception_handler(ServingError, on_serving_error)
     app.add_exception_handler(HTTPException, http_error_response)
     app.add_exception_handler(Exception, on_serving_error)
-    token_lists = TokenLists()
-    add_openai(app, backend, config, token_lists)
+    add_openai(app, backend, config)
     _add_models(app, backend)
     add_responses(app, backend, config)
     add_messages(app, backend, config)
-    add_embeddings(app, backend, config, token_lists)
-    add_tokenize(app, backend, config, token_lists)
+    add_embeddings(app, backend, config)
+    add_tokenize(app, backend, config)
     add_other_models(app, backend, config)
-    add_kserve(app, backend, config, token_lists)
+    add_kserve(app, backend, config)
     _add_status(app, backend, metrics or generate_latest)
     if routing is not None:
-        add_routing(app, routing, config, token_lists)
+        add_routing(app, routing, config)
     app.add_pages()
     return app
 

@@ -7,12 +7,14 @@ import msgspec
 from starlette.requests import Request
 
 from gateway_http.config import GatewayConfig
-from gateway_http.intake import read_json_body
+from gateway_http.intake import is_long, read_json_body
 from gateway_http.openai import decode_json
-from gateway_http.token_lists import TokenLists
+from gateway_http.token_lists import take_ids
 from runtime.errors import InvalidRequest
+from runtime.turns import own_turn
 
 _Json = TypeVar("_Json", bound=msgspec.Struct)
+_Parsed = TypeVar("_Parsed")
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -22,27 +24,33 @@ async def read_body(request: Request, config: GatewayConfig, kind: type[_Json]) 
     Names that the struct does not have are ignored, or refused where the operator wants that.
     """
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-    return as_struct(data, config, kind)
+    return await _as_struct(data, config, kind)
 
 
 async def read_with_ids(
     request: Request,
     config: GatewayConfig,
     kind: type[_Json],
-    token_lists: TokenLists,
     field: str,
     *,
     lists: int = 0,
 ) -> "tuple[_Json, list[array[int]] | None]":
-    """Do the same; what TokenLists takes out of its `field` is apart, if it takes something."""
+    """Do the same; what take_ids takes out of its `field` is apart, if it takes something."""
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-    data, ids = await token_lists.take(data, field, lists=lists)
-    return as_struct(data, config, kind), ids
+    data, ids = await take_ids(data, field, lists=lists)
+    return await _as_struct(data, config, kind), ids
 
 
-def as_struct(data: bytes, config: GatewayConfig, kind: type[_Json]) -> _Json:
-    """Parse and check a body that has been read."""
-    body = decode_json(data, kind)
+async def parse_json(data: bytes, kind: type[_Parsed]) -> _Parsed:
+    """Parse and check a body that has been read; a long one in a turn of its own."""
+    if not is_long(data):
+        return decode_json(data, kind)
+    async with own_turn():
+        return decode_json(data, kind)
+
+
+async def _as_struct(data: bytes, config: GatewayConfig, kind: type[_Json]) -> _Json:
+    body = await parse_json(data, kind)
     if config.refuse_unknown_fields:
         _refuse_unknown(data, kind)
     return body

@@ -19,7 +19,6 @@ from gateway_http.endpoints import EndpointApp
 from gateway_http.errors import JSON_TYPE, error_json
 from gateway_http.generation import GenerationResponse, as_body
 from gateway_http.origin import Origin, origin_of
-from gateway_http.token_lists import TokenLists
 from runtime.errors import InternalError, InvalidRequest, ServingError
 from wire.generate import Backend, GenerateDelta, GenerateRequest
 from wire.pooling import Pooling
@@ -267,17 +266,13 @@ def _requests(
     ]
 
 
-def add_embeddings(
-    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
-) -> None:
+def add_embeddings(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add the endpoints."""
     most = config.max_embedding_inputs
 
     async def embeddings(request: Request) -> Response:
         origin = origin_of(request, "embd", config.request_timeout_s)
-        body, ids = await read_with_ids(
-            request, config, EmbeddingRequest, token_lists, "input", lists=most
-        )
+        body, ids = await read_with_ids(request, config, EmbeddingRequest, "input", lists=most)
         asked = _requests(
             read_prompts(body.input, "input") if ids is None else ids,
             body.model,

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeAlias, cast
 
+from runtime.turns import own_turn
 from wire.generate import Backend, GenerateDelta, GenerateRequest, OnText
 
 Generations: TypeAlias = AsyncGenerator[tuple[int, GenerateDelta], None]
@@ -53,9 +54,10 @@ async def _merged(
     running = len(requests)
     try:
         for number, request in enumerate(requests):
-            tasks.append(group.create_task(_pump(backend, request, number, queue)))
-            # It begins now, alone: encoding a prompt may take 2 ms.
-            await asyncio.sleep(0)
+            # Encoding a prompt may take 2 ms.
+            async with own_turn():
+                tasks.append(group.create_task(_pump(backend, request, number, queue)))
+                await asyncio.sleep(0)
         while running:
             number, item = await queue.get()
             if item is None:

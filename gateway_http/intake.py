@@ -7,6 +7,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from runtime.errors import Cancelled, RequestTimeout, RequestTooLarge
 
+_LONG_BYTES = 64 * 1024
+
+
+def is_long(data: bytes) -> bool:
+    """Whether parsing takes so long that it needs a turn of the loop for itself."""
+    return len(data) >= _LONG_BYTES
+
 
 async def read_json_body(
     request: Request, max_bytes: int, limit_s: float, *, binary: bool = False

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway_http.api_document import describe_kserve
+from gateway_http.bodies import parse_json
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
@@ -24,7 +25,7 @@ from gateway_http.kserve_answers import (
 from gateway_http.kserve_json import InferBody, generate_message, infer_message
 from gateway_http.openai import decode_json
 from gateway_http.origin import Origin, origin_of
-from gateway_http.token_lists import TokenLists
+from gateway_http.token_lists import read_ids, take_ids
 from runtime.errors import InvalidRequest, ModelNotFound
 from runtime.rpc import CallInfo
 from wire.cards import ModelCard
@@ -50,13 +51,11 @@ _T = TypeVar("_T")
 _Handler = Callable[..., Awaitable[Response]]
 
 
-def add_kserve(
-    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
-) -> None:
+def add_kserve(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add every path below /v2."""
     _add_server(app, backend)
     # Before the models' own paths: a name may hold slashes.
-    _add_inference(app, backend, config, token_lists)
+    _add_inference(app, backend, config)
     _add_models(app, backend)
 
 
@@ -123,9 +122,7 @@ def _add_models(app: EndpointApp, backend: Backend) -> None:
             app.get(path + end, summary=summary, tags=[_TAG])(handler)
 
 
-def _add_inference(
-    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
-) -> None:
+def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     async def read(request: Request, *, binary: bool = False) -> bytes:
         return await read_json_body(
             request, config.max_body_bytes, config.body_timeout_s, binary=binary
@@ -135,14 +132,14 @@ def _add_inference(
         source = origin_of(request, "infer", config.request_timeout_s)
         data, behind = _parted(await read(request, binary=True), request)
 
-        body = decode_json(data, InferBody)
+        body = await parse_json(data, InferBody)
         read_apart = {
             tensor.name: ids
             for tensor in body.inputs
             if tensor.name == INPUT_IDS
             and tensor.datatype in INTEGERS
             and tensor.data
-            and (ids := await token_lists.read(bytes(tensor.data), INPUT_IDS)) is not None
+            and (ids := await read_ids(bytes(tensor.data), INPUT_IDS)) is not None
         }
 
         def decode() -> _Decoded:
@@ -154,7 +151,7 @@ def _add_inference(
 
     async def generation(request: Request, name: str, asked: str, *, stream: bool) -> _Decoded:
         source = origin_of(request, "generate", config.request_timeout_s)
-        data, lists = await token_lists.take(await read(request), INPUT_IDS)
+        data, lists = await take_ids(await read(request), INPUT_IDS)
         ids = lists[0] if lists else None
 
         def decode() -> _Decoded:

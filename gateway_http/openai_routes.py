@@ -19,7 +19,6 @@ from gateway_http.openai import checked_body
 from gateway_http.origin import origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest, GenerationBody
 from gateway_http.sse import ChunkWriter
-from gateway_http.token_lists import TokenLists
 from gateway_http.whole_answer import WholeAnswer
 from wire.generate import Backend, GenerateRequest
 
@@ -31,9 +30,7 @@ _CHAT = {
 _TEXT = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 8}
 
 
-def add_openai(
-    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
-) -> None:
+def add_openai(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add both endpoints."""
 
     def answer(
@@ -76,7 +73,7 @@ def add_openai(
     async def completions(request: Request) -> Response:
         source = origin_of(request, "cmpl", config.request_timeout_s)
         read, ids = await read_with_ids(
-            request, config, CompletionRequest, token_lists, "prompt", lists=config.max_prompts
+            request, config, CompletionRequest, "prompt", lists=config.max_prompts
         )
         body = checked_body(read)
         asked = completion_requests(body, source, max_prompts=config.max_prompts, ids=ids)

@@ -14,7 +14,7 @@ from gateway_http.intake import read_json_body
 from gateway_http.openai import decode_body, decode_json
 from gateway_http.origin import RANK_HEADER, WORKER_HEADER, origin_of
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
-from gateway_http.token_lists import TokenLists
+from gateway_http.token_lists import take_ids
 from wire.generate import GenerateRequest, Routing
 from wire.routes import Route, Thresholds
 
@@ -48,9 +48,7 @@ def route_headers(route: Route) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def add_routing(
-    app: EndpointApp, routing: Routing, config: GatewayConfig, token_lists: TokenLists
-) -> None:
+def add_routing(app: EndpointApp, routing: Routing, config: GatewayConfig) -> None:
     """Add the paths of a process that routes by itself."""
 
     @app.post("/v1/route", summary="Say where a request would go", tags=["routing"])
@@ -61,7 +59,7 @@ def add_routing(
         if decode_json(data, _Chosen).messages is not None:
             asked = chat_request(decode_body(data, ChatCompletionRequest), source)
         else:
-            data, ids = await token_lists.take(data, "prompt", lists=1)
+            data, ids = await take_ids(data, "prompt", lists=1)
             body = decode_body(data, CompletionRequest)
             prompts = completion_requests(body, source, max_prompts=1, ids=ids)
             asked = prompts[0]

@@ -12,7 +12,7 @@ from gateway_http.bodies import read_body, read_with_ids
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.origin import origin_of
-from gateway_http.token_lists import TokenLists, write_list
+from gateway_http.token_lists import write_list
 from runtime.errors import InvalidRequest
 from wire.generate import Backend, GenerateRequest
 from wire.nesting import check_nesting
@@ -78,9 +78,7 @@ def tokenize_request(body: TokenizeRequest, request_id: str) -> GenerateRequest:
     )
 
 
-def add_tokenize(
-    app: EndpointApp, backend: Backend, config: GatewayConfig, token_lists: TokenLists
-) -> None:
+def add_tokenize(app: EndpointApp, backend: Backend, config: GatewayConfig) -> None:
     """Add both endpoints."""
 
     async def tokenize(request: Request) -> Response:
@@ -100,7 +98,7 @@ def add_tokenize(
         )
 
     async def detokenize(request: Request) -> Response:
-        body, ids = await read_with_ids(request, config, DetokenizeRequest, token_lists, "tokens")
+        body, ids = await read_with_ids(request, config, DetokenizeRequest, "tokens")
         tokens = body.tokens if ids is None else ids[0]
         text = await backend.detokenize(body.model, tokens) if tokens else ""
         return _json(DetokenizeAnswer(prompt=text))

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -20,6 +19,7 @@ from runtime.errors import (
 )
 from runtime.request_record import OK, UNKNOWN_MODEL, RequestRecord
 from runtime.tracing import Tracing
+from runtime.turns import call_in_turn
 from server.admission import Admission
 from server.config import FrontDoorConfig
 from server.fleet import Fleet
@@ -68,7 +68,6 @@ class DataPlane:
         self._idle = asyncio.Event()
         self._idle.set()
         self._look_timer: asyncio.TimerHandle | None = None
-        self._long_prompts: deque[tuple[Flight, asyncio.Future[EncodedPrompt]]] = deque()
         self._giving_up = False
         self.withdrawn = False
         self.draining = False
@@ -298,15 +297,10 @@ class DataPlane:
     def _encoded(self, flight: Flight, done: "asyncio.Future[EncodedPrompt]") -> None:
         if done.cancelled():
             return
-        self._long_prompts.append((flight, done))
-        if len(self._long_prompts) == 1:
-            asyncio.get_running_loop().call_soon(self._dispatch_long)
+        # Each may take milliseconds.
+        call_in_turn(self._dispatch_long, flight, done)
 
-    def _dispatch_long(self) -> None:
-        """Dispatch one prompt: each may take milliseconds, and others have their turn between."""
-        flight, done = self._long_prompts.popleft()
-        if self._long_prompts:
-            asyncio.get_running_loop().call_soon(self._dispatch_long)
+    def _dispatch_long(self, flight: Flight, done: "asyncio.Future[EncodedPrompt]") -> None:
         if flight.generation.ended:
             done.exception()  # nobody asks for it any more
             return

@@ -1,12 +1,12 @@
 """Asks a model's router: for a request, for a dry run, for its thresholds."""
 
-import asyncio
 import time
 from collections.abc import Mapping
 from functools import cache
 
 from router.router import BusyThresholds, Choice, RouteRequest
 from runtime.errors import InvalidRequest, ModelNotReady, ServingError
+from runtime.turns import call_in_turn
 from server.fleet import Fleet
 from server.metrics import DECISION_TIME, DECISIONS, OVERLAP_BLOCKS, PROMPT_BLOCKS
 from server.models import ServedModel
@@ -72,14 +72,14 @@ def started(model: ServedModel, route: RouteRequest, choice: Choice, now: float)
     model.router.started(route, choice, now)
     if not model.router_works:
         model.router_works = True
-        asyncio.get_running_loop().call_soon(_work, model)
+        call_in_turn(_work, model)
 
 
 def _work(model: ServedModel) -> None:
     """Have the router do what can wait, in as many turns of the loop as it takes."""
     model.router_works = model.router.work(time.monotonic())
     if model.router_works:
-        asyncio.get_running_loop().call_soon(_work, model)
+        call_in_turn(_work, model)
 
 
 def _no_place(model: ServedModel, route: RouteRequest) -> ServingError:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
+from runtime.turns import own_turn
 from server.fleet import Fleet
 from server.text.codec import EncodedPrompt, TextCodec
 from wire.generate import GenerateRequest, Tokenized
@@ -37,8 +38,8 @@ class TextDesk:
         ids = (await self.encode(model.codec, request)).token_ids
         strings: list[str] = []
         for at in range(0, len(ids) if with_strings else 0, _STRINGS_A_TURN):
-            strings += model.codec.token_strings(ids[at : at + _STRINGS_A_TURN])
-            await asyncio.sleep(0)
+            async with own_turn():
+                strings += model.codec.token_strings(ids[at : at + _STRINGS_A_TURN])
         return Tokenized(
             token_ids=ids,
             context_length=model.card.context_length,

@@ -5,21 +5,19 @@ from typing import Any
 from runtime.errors import InvalidRequest
 
 MAX_NESTING = 200
+_CONTAINERS = (dict, list, tuple)
 
 
 def check_nesting(value: Any, param: str) -> None:
     """Raise InvalidRequest when lists and objects stand in each other over `MAX_NESTING` deep."""
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(MAX_NESTING):
-        level = [inner for outer in level for inner in _containers(outer)]
-        if not level:
+        below: list[Any] = []
+        for outer in level:
+            inner = outer.values() if isinstance(outer, dict) else outer
+            if isinstance(outer, _CONTAINERS):
+                below += [it for it in inner if isinstance(it, _CONTAINERS)]
+        if not below:
             return
+        level = below
     raise InvalidRequest(f"{param}: nested more than {MAX_NESTING} deep", param=param)
-
-
-def _containers(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return []
-    return [inner for inner in value if isinstance(inner, dict | list | tuple)]

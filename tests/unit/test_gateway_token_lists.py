@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway_http.completions import read_prompts
 from gateway_http.openai import decode_json
-from gateway_http.token_lists import TokenLists, write_list
+from gateway_http.token_lists import read_ids, take_ids, write_list
 from runtime.errors import InvalidRequest
 
 LONG = 70_000  # bytes that make a body a long one
@@ -20,11 +20,11 @@ REST = {"model": "m", "max_tokens": 4, "stop": ["[1,2]", "\u20ac"]}
 
 
 def take(data: bytes, lists: int = 4) -> tuple[bytes, "list[array[int]] | None"]:
-    return asyncio.run(TokenLists().take(data, "prompt", lists=lists))
+    return asyncio.run(take_ids(data, "prompt", lists=lists))
 
 
 def read(data: bytes) -> "array[int] | None":
-    return asyncio.run(TokenLists().read(data, "input_ids"))
+    return asyncio.run(read_ids(data, "input_ids"))
 
 
 @given(few=IDS, times=st.integers(LONG // 2, LONG), indent=st.sampled_from([None, 0, 1]))
@@ -141,8 +141,7 @@ def test_two_at_a_time_take_turns_of_the_loop_for_each_part():
     data = json.dumps({**REST, "prompt": [7] * 100_000}).encode()
 
     async def turns() -> int:
-        lists = TokenLists()
-        both = asyncio.gather(lists.take(data, "prompt"), lists.take(data, "prompt"))
+        both = asyncio.gather(take_ids(data, "prompt"), take_ids(data, "prompt"))
         turns = 0
         while not both.done():
             await asyncio.sleep(0)
