@@ -5,18 +5,19 @@ from typing import Any
 from runtime.errors import InvalidRequest
 
 MAX_NESTING = 200
-_CONTAINERS = (dict, list, tuple)
+_CONTAINERS = frozenset({dict, list, tuple})
 
 
 def check_nesting(value: Any, param: str) -> None:
     """Raise InvalidRequest when lists and objects stand in each other over `MAX_NESTING` deep."""
-    level: list[Any] = [value]
+    level: list[Any] = [value] if type(value) in _CONTAINERS else []
     for _ in range(MAX_NESTING):
         below: list[Any] = []
         for outer in level:
             inner = outer.values() if isinstance(outer, dict) else outer
-            if isinstance(outer, _CONTAINERS):
-                below += [it for it in inner if isinstance(it, _CONTAINERS)]
+            # Most have none, and a long conversation has thousands.
+            if not _CONTAINERS.isdisjoint(map(type, inner)):
+                below += [it for it in inner if type(it) in _CONTAINERS]
         if not below:
             return
         level = below

@@ -25,7 +25,6 @@ from gateway_http.responses.items import input_items
 from gateway_http.responses.requests import prompt_request, response_request, wants_logprobs
 from gateway_http.responses.store import ResponseStore, Stored
 from runtime.errors import InvalidRequest
-from runtime.ids import new_id
 from wire.generate import Backend
 
 _PATH = "/v1/responses"
@@ -63,7 +62,7 @@ def _add_create(
                 stored = Stored(
                     principal=origin.principal,
                     response=msgspec.json.encode(response),
-                    input=msgspec.json.encode([_named(item) for item in own]),
+                    input=msgspec.json.encode(own),
                     items=msgspec.json.encode([*before, *own, *response["output"]]),
                 )
                 store.put(asked.request_id, stored)
@@ -102,7 +101,8 @@ def _add_stored(app: EndpointApp, store: ResponseStore) -> None:
 
     async def items(request: Request, response_id: str) -> Response:
         stored = store.get(response_id, _principal(request))
-        found = msgspec.json.decode(stored.input)
+        own = msgspec.json.decode(stored.input)
+        found = [_named(item, f"{response_id}_{place}") for place, item in enumerate(own)]
         ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]}
         return _json({"object": "list", "data": found, "has_more": False, **ends})
 
@@ -121,14 +121,14 @@ def _add_stored(app: EndpointApp, store: ResponseStore) -> None:
     app.post(f"{path}/cancel", summary="Never possible here", **tags, **nothing)(cancel)
 
 
-def _named(item: dict[str, Any]) -> dict[str, Any]:
-    """An input item as it is listed: with an id, and its text as parts."""
+def _named(item: dict[str, Any], name: str) -> dict[str, Any]:
+    """An input item as it is listed: with an id made of `name`, and its text as parts."""
     content = item.get("content")
     if isinstance(content, str):
         kind = "output_text" if item.get("role") == "assistant" else "input_text"
         content = [{"type": kind, "text": content}]
     more = {} if content is None else {"content": content}
-    return {"type": "message", "id": new_id("msg"), "status": "completed", **item, **more}
+    return {"type": "message", "id": f"msg_{name}", "status": "completed", **item, **more}
 
 
 def _principal(request: Request) -> str | None:

@@ -69,7 +69,7 @@ class TextCodec:
             return len(request.prompt) > _LONG_CHARACTERS
         if request.prompt_token_ids is not None:
             return request.echo and self.has_long_text(request.prompt_token_ids)
-        return _size(request.messages) > _LONG_CHARACTERS
+        return _room(request.messages, _LONG_CHARACTERS) < 0
 
     def has_long_text(self, token_ids: Sequence[int]) -> bool:
         """Whether making their text takes so long that it should not run on the event loop."""
@@ -199,13 +199,19 @@ def check_answer_format(folder: Path, tool_call_parser: str, reasoning_parser: s
     choose_format(tool_call_parser, reasoning_parser, tokenizer, template.source)
 
 
-def _size(value: Any) -> int:
-    """Characters in the texts of a JSON value."""
+def _room(value: Any, room: int) -> int:
+    """What is left of `room` characters after the texts of a JSON value; negative when too few."""
     if isinstance(value, str):
-        return len(value)
+        return room - len(value)
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return room
+    for inner in value:
+        if room < 0:
+            break
+        room = _room(inner, room)
+    return room
 
 
 def _not_empty(ids: Sequence[int], param: str) -> "array[int]":

@@ -151,7 +151,10 @@ async def test_long_token_prompts_do_too_or_are_refused_by_name():
     assert list(request.prompt_token_ids or ()) == ids
     assert request.sampling.max_tokens == 3
     assert [answer.status_code for answer in refused] == [400, 400]
-    assert [answer.json()["error"]["param"] for answer in refused] == ["prompt", "max_tokens"]
+    assert [answer.json()["error"]["param"] for answer in refused] == [
+        "prompt[40000]",
+        "max_tokens",
+    ]
 
 
 async def test_continuous_usage_counts_up_on_every_chunk():
