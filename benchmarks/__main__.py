@@ -4,7 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import gateway_speed, router_follow, router_speed, token_path, turns
+from benchmarks import (
+    gateway_speed,
+    router_follow,
+    router_speed,
+    token_path,
+    turns,
+    turns_bodies,
+)
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
 from benchmarks.soak import command as soak
@@ -20,6 +27,7 @@ COMMANDS = {
     "router-speed": router_speed,
     "router-follow": router_follow,
     "turns": turns,
+    "turns-bodies": turns_bodies,
 }
 
 
