@@ -92,6 +92,7 @@ class Generation:
             or self.ended
             or self._parsers
             or self._pending
+            or self._echo
             or self.route is not None
             or record.first_s is None
         ):

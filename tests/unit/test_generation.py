@@ -146,6 +146,18 @@ def test_echo_puts_the_prompt_before_every_choice(codec: TextCodec) -> None:
     assert [c.text for c in running.take().choices] == [" b"]
 
 
+def test_echo_comes_before_text_that_could_be_passed_on_at_once(codec: TextCodec) -> None:
+    running = Running(codec, echo=True)
+    passed_on: list[str] = []
+    running.generation.on_text = lambda text: passed_on.append(text) is None
+    running.generation.put(TokenDelta())
+    running.generation.put_tokens(codec.tokenizer.encode(" a", add_special_tokens=False), 0.0)
+    assert passed_on == []
+    assert running.take().choices[0].text == "Say: a"
+    running.generation.put_tokens(codec.tokenizer.encode(" b", add_special_tokens=False), 0.0)
+    assert passed_on == [" b"]
+
+
 def test_an_error_comes_after_the_text_before_it(codec: TextCodec) -> None:
     running = Running(codec)
     running.put("half")
