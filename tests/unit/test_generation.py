@@ -149,7 +149,12 @@ def test_echo_puts_the_prompt_before_every_choice(codec: TextCodec) -> None:
 def test_echo_comes_before_text_that_could_be_passed_on_at_once(codec: TextCodec) -> None:
     running = Running(codec, echo=True)
     passed_on: list[str] = []
-    running.generation.on_text = lambda text: passed_on.append(text) is None
+
+    def pass_on(text: str) -> bool:
+        passed_on.append(text)
+        return True
+
+    running.generation.on_text = pass_on
     running.generation.put(TokenDelta())
     running.generation.put_tokens(codec.tokenizer.encode(" a", add_special_tokens=False), 0.0)
     assert passed_on == []
