@@ -1,6 +1,7 @@
 """A request's JSON body as the struct that its endpoint takes."""
 
 from array import array
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,20 +12,24 @@ from gateway_http.intake import is_long, read_json_body
 from gateway_http.openai import decode_json
 from gateway_http.token_lists import take_ids
 from runtime.errors import InvalidRequest
-from runtime.turns import own_turn
+from runtime.turns import in_turns, own_turn
+from wire.items import read_items
 
 _Json = TypeVar("_Json", bound=msgspec.Struct)
 _Parsed = TypeVar("_Parsed")
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-async def read_body(request: Request, config: GatewayConfig, kind: type[_Json]) -> _Json:
+async def read_body(
+    request: Request, config: GatewayConfig, kind: type[_Json], *lists: str
+) -> _Json:
     """Read, parse and check it. Raises what read_json_body and decode_json do.
 
     Names that the struct does not have are ignored, or refused where the operator wants that.
+    `lists` are fields that may be long lists of objects or texts.
     """
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-    return await _as_struct(data, config, kind)
+    return await as_struct(data, config, kind, *lists)
 
 
 async def read_with_ids(
@@ -38,7 +43,7 @@ async def read_with_ids(
     """Do the same; what take_ids takes out of its `field` is apart, if it takes something."""
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
     data, ids = await take_ids(data, field, lists=lists)
-    return await _as_struct(data, config, kind), ids
+    return await as_struct(data, config, kind, field), ids
 
 
 async def parse_json(data: bytes, kind: type[_Parsed]) -> _Parsed:
@@ -49,11 +54,34 @@ async def parse_json(data: bytes, kind: type[_Parsed]) -> _Parsed:
         return decode_json(data, kind)
 
 
-async def _as_struct(data: bytes, config: GatewayConfig, kind: type[_Json]) -> _Json:
+async def as_struct(data: bytes, config: GatewayConfig, kind: type[_Json], *lists: str) -> _Json:
+    """Do the same with a body that has been read."""
+    data, taken = await _take_items(data, lists)
     body = await parse_json(data, kind)
     if config.refuse_unknown_fields:
         _refuse_unknown(data, kind)
-    return body
+    return msgspec.structs.replace(body, **taken) if taken else body
+
+
+async def _take_items(data: bytes, names: Sequence[str]) -> tuple[bytes, dict[str, list[Any]]]:
+    """Take long lists out of a long body: it with the first item of each, and the lists.
+
+    The first item keeps its place, for the decoder of the whole to say what a field may be.
+    """
+    if not names or not is_long(data):
+        return data, {}
+    async with own_turn():
+        try:
+            fields = decode_json(data, dict[str, msgspec.Raw])
+        except InvalidRequest:
+            return data, {}
+    taken = {}
+    for name in names:
+        text = bytes(fields.get(name, b""))
+        if is_long(text) and (items := await in_turns(read_items(text, name))) is not None:
+            taken[name] = items
+            fields[name] = msgspec.Raw(msgspec.json.encode(items[:1]))
+    return (msgspec.json.encode(fields), taken) if taken else (data, {})
 
 
 def _refuse_unknown(data: bytes, kind: Any) -> None:

@@ -6,22 +6,24 @@ from gateway_http.openai import sampling_of
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
+from runtime.turns import Steps
 from wire.generate import GenerateRequest
+from wire.items import each_item
 from wire.nesting import check_nesting
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
-def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest:
+def chat_request(body: ChatCompletionRequest, origin: Origin) -> Steps[GenerateRequest]:
     """One chat completion; without a limit the answer runs to the end of the context."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs: needs logprobs to be true", param="top_logprobs")
     if body.echo:
         raise UnsupportedValue("echo: not supported for chat", param="echo")
-    check_nesting(body.messages, "messages")
+    yield from each_item(body.messages, "messages", _check_message)
     check_nesting(body.chat_template_kwargs, "chat_template_kwargs")
-    check_nesting(body.tools, "tools")
-    check_nesting(body.functions, "functions")
+    yield from each_item(body.tools, "tools")
+    yield from each_item(body.functions, "functions")
     tools, tool_choice = _tools(body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     aliases = {"logprobs": "top_logprobs"}
@@ -33,7 +35,7 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> GenerateRequest
         request_id=origin.request_id,
         model=body.model,
         sampling=sampling_of(body, {"max_tokens": limit, "logprobs": logprobs}, aliases),
-        messages=[_message(place, message) for place, message in enumerate(body.messages)],
+        messages=body.messages,
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -71,7 +73,7 @@ def _tools(body: ChatCompletionRequest) -> tuple[list[dict[str, Any]] | None, An
     return [{"type": "function", "function": it} for it in body.functions], choice
 
 
-def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
+def _check_message(place: int, message: dict[str, Any]) -> None:
     at = f"messages[{place}]"
     role = message.get("role")
     if role not in _ROLES:
@@ -90,7 +92,6 @@ def _message(place: int, message: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(
             f"{at}.content: expected text or a list of parts", param=f"{at}.content"
         )
-    return message
 
 
 def _check_part(at: str, part: Any) -> None:

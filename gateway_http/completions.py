@@ -5,12 +5,13 @@ from typing import Any
 
 import msgspec
 
-from gateway_http.openai import sampling_of, type_error
+from gateway_http.openai import sampling_of
 from gateway_http.origin import Origin
 from gateway_http.schema import CompletionRequest
 from runtime.errors import InvalidRequest
 from wire.generate import GenerateRequest
 from wire.sampling import TokenId
+from wire.type_errors import type_error
 
 DEFAULT_COMPLETION_TOKENS = 16
 

@@ -3,7 +3,6 @@
 Every refusal names the field in `param`.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,9 +18,8 @@ from gateway_http.schema import (
 )
 from runtime.errors import InvalidRequest, UnsupportedValue
 from wire.sampling import Sampling, make_sampling
+from wire.type_errors import type_error
 
-_MISSING = re.compile(r"missing required field `(\w+)`")
-_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")
 _Json = TypeVar("_Json")
 _Body = TypeVar("_Body", bound=GenerationBody)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
@@ -43,13 +41,11 @@ def decode_json(data: bytes, kind: type[_Json]) -> _Json:
     return body
 
 
-def decode_body(data: bytes, kind: type[_Body]) -> _Body:
-    """Parse and check the body of a generation. Raises InvalidRequest, or UnsupportedValue."""
-    return checked_body(decode_json(data, kind))
-
-
 def checked_body(body: _Body) -> _Body:
-    """The body of a generation, if it asks for nothing that is not offered; else it raises that."""
+    """The body of a generation, if it asks for nothing that is not offered.
+
+    Raises UnsupportedValue, or InvalidRequest.
+    """
     for name, harmless in HARMLESS.items():
         value = getattr(body, name, None)
         if value is not None and value not in harmless:
@@ -63,20 +59,6 @@ def checked_body(body: _Body) -> _Body:
             "stream_options: only allowed when stream is true", param="stream_options"
         )
     return body
-
-
-def type_error(text: str) -> InvalidRequest:
-    """The error for what msgspec says is wrong with a body."""
-    # msgspec words it "Expected `int`, got `str` - at `$.max_tokens`".
-    found = _PATH.search(text)
-    path = found.group(1) if found else ""
-    what = text[: found.start()] if found else text
-    missing = _MISSING.search(what)
-    if missing:
-        path = f"{path}.{missing.group(1)}" if path else missing.group(1)
-        return InvalidRequest(f"{path}: missing", param=path)
-    what = what[0].lower() + what[1:]
-    return InvalidRequest(f"{path}: {what}" if path else what, param=path or None)
 
 
 def sampling_of(

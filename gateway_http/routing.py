@@ -6,23 +6,27 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway_http.bodies import as_struct, parse_json
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.intake import read_json_body
-from gateway_http.openai import decode_body, decode_json
+from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import RANK_HEADER, WORKER_HEADER, origin_of
-from gateway_http.schema import ChatCompletionRequest, CompletionRequest
+from gateway_http.schema import CHAT_LISTS, ChatCompletionRequest, CompletionRequest
 from gateway_http.token_lists import take_ids
+from runtime.turns import in_turns
 from wire.generate import GenerateRequest, Routing
 from wire.routes import Route, Thresholds
+
+_NULL = msgspec.Raw(b"null")
 
 
 class _Chosen(msgspec.Struct):
     """Enough of a body to tell which of the two it is."""
 
-    messages: Any = None
+    messages: msgspec.Raw = _NULL
 
 
 class ThresholdBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,13 +60,13 @@ def add_routing(app: EndpointApp, routing: Routing, config: GatewayConfig) -> No
         source = origin_of(request, "route", config.request_timeout_s, dry_run=True)
         data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         asked: GenerateRequest
-        if decode_json(data, _Chosen).messages is not None:
-            asked = chat_request(decode_body(data, ChatCompletionRequest), source)
+        if (await parse_json(data, _Chosen)).messages != _NULL:
+            chat = checked_body(await as_struct(data, config, ChatCompletionRequest, *CHAT_LISTS))
+            asked = await in_turns(chat_request(chat, source))
         else:
             data, ids = await take_ids(data, "prompt", lists=1)
-            body = decode_body(data, CompletionRequest)
-            prompts = completion_requests(body, source, max_prompts=1, ids=ids)
-            asked = prompts[0]
+            body = checked_body(await as_struct(data, config, CompletionRequest, "prompt"))
+            (asked,) = completion_requests(body, source, max_prompts=1, ids=ids)
         return _json(await routing.route(asked))
 
     @app.get("/busy_threshold", summary="Every model's busy thresholds", tags=["routing"])

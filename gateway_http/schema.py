@@ -106,6 +106,10 @@ class ChatCompletionRequest(GenerationBody, frozen=True, kw_only=True):
     echo: Any = None
 
 
+CHAT_LISTS = ("messages", "tools", "functions")
+"""The fields of a chat that may be long."""
+
+
 class CompletionRequest(GenerationBody, frozen=True, kw_only=True):
     """POST /v1/completions. `prompt`: text, token ids, or a list of either."""
 

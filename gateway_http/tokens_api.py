@@ -14,8 +14,9 @@ from gateway_http.endpoints import EndpointApp
 from gateway_http.origin import origin_of
 from gateway_http.token_lists import write_list
 from runtime.errors import InvalidRequest
+from runtime.turns import Steps, in_turns
 from wire.generate import Backend, GenerateRequest
-from wire.nesting import check_nesting
+from wire.items import each_item
 from wire.sampling import Sampling, TokenId
 
 
@@ -55,12 +56,12 @@ class DetokenizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
 
 
-def tokenize_request(body: TokenizeRequest, request_id: str) -> GenerateRequest:
+def tokenize_request(body: TokenizeRequest, request_id: str) -> Steps[GenerateRequest]:
     """The request whose prompt is meant. Raises InvalidRequest naming the field."""
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("prompt: give either a prompt or messages", param="prompt")
-    check_nesting(body.messages, "messages")
-    check_nesting(body.tools, "tools")
+    yield from each_item(body.messages, "messages")
+    yield from each_item(body.tools, "tools")
     variables = dict(body.chat_template_kwargs or {})
     for name in ("add_generation_prompt", "continue_final_message"):
         if (value := getattr(body, name)) is not None:
@@ -83,10 +84,9 @@ def add_tokenize(app: EndpointApp, backend: Backend, config: GatewayConfig) -> N
 
     async def tokenize(request: Request) -> Response:
         origin = origin_of(request, "tok", config.request_timeout_s, dry_run=True)
-        body = await read_body(request, config, TokenizeRequest)
-        found = await backend.tokenize(
-            tokenize_request(body, origin.request_id), with_strings=bool(body.return_token_strs)
-        )
+        body = await read_body(request, config, TokenizeRequest, "messages", "tools")
+        asked = await in_turns(tokenize_request(body, origin.request_id))
+        found = await backend.tokenize(asked, with_strings=bool(body.return_token_strs))
         strings = found.token_strings
         return _json(
             {

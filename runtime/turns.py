@@ -6,11 +6,15 @@ it, and takes a turn for each piece; pieces of all others come in between, and n
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
+
+_Result = TypeVar("_Result")
+Steps: TypeAlias = Generator[None, None, _Result]
+"""Work that yields before each of its long pieces, for those who drive it to give them turns."""
 
 
 class _Turns:
@@ -90,3 +94,16 @@ async def own_turn() -> AsyncIterator[None]:
         yield
     finally:
         turns.end()
+
+
+async def in_turns(steps: Steps[_Result]) -> _Result:
+    """Do all the work, each piece in a turn of its own; what has no long piece is done at once."""
+    turn: AbstractAsyncContextManager[None] = nullcontext()
+    while True:
+        async with turn:
+            try:
+                next(steps)
+            except StopIteration as end:
+                done: _Result = end.value
+                return done
+        turn = own_turn()

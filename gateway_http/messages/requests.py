@@ -1,5 +1,6 @@
 """A Messages body to a GenerateRequest; pure. Every refusal names the place."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -7,14 +8,15 @@ import msgspec
 from gateway_http.messages.bodies import MessagesRequest, Prompt
 from gateway_http.origin import Origin
 from runtime.errors import InvalidRequest, UnsupportedValue
+from runtime.turns import Steps
 from wire.generate import GenerateRequest
-from wire.nesting import check_nesting
+from wire.items import each_item
 from wire.sampling import Sampling, make_sampling
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def messages_request(body: MessagesRequest, origin: Origin) -> GenerateRequest:
+def messages_request(body: MessagesRequest, origin: Origin) -> Steps[GenerateRequest]:
     """The request. Raises InvalidRequest naming the field."""
     for name in ("container", "mcp_servers"):
         if getattr(body, name):
@@ -27,28 +29,27 @@ def messages_request(body: MessagesRequest, origin: Origin) -> GenerateRequest:
         "top_k": body.top_k,
     }
     return msgspec.structs.replace(
-        prompt_request(body, origin),
+        (yield from prompt_request(body, origin)),
         sampling=_sampling({name: it for name, it in values.items() if it is not None}),
         stream=bool(body.stream),
     )
 
 
-def prompt_request(body: Prompt, origin: Origin) -> GenerateRequest:
+def prompt_request(body: Prompt, origin: Origin) -> Steps[GenerateRequest]:
     """As much of the request as its prompt is made of."""
-    check_nesting(body.messages, "messages")
-    check_nesting(body.tools, "tools")
     messages: list[dict[str, Any]] = []
     if body.system:
         messages.append({"role": "system", "content": _text(body.system, "system")})
-    for place, message in enumerate(body.messages):
-        _add_message(messages, message, f"messages[{place}]")
+    yield from each_item(body.messages, "messages", partial(_add_message, messages))
+    tools: list[dict[str, Any]] = []
+    yield from each_item(body.tools, "tools", lambda place, it: tools.append(_tool(place, it)))
     choice = body.tool_choice
     return GenerateRequest(
         request_id=origin.request_id,
         model=body.model,
         sampling=Sampling(),
         messages=messages,
-        tools=[_tool(place, tool) for place, tool in enumerate(body.tools or ())] or None,
+        tools=tools or None,
         tool_choice=_choice(body),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         separate_reasoning=True,
@@ -96,7 +97,8 @@ def _tool(place: int, tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _add_message(messages: list[dict[str, Any]], message: dict[str, Any], at: str) -> None:
+def _add_message(messages: list[dict[str, Any]], place: int, message: dict[str, Any]) -> None:
+    at = f"messages[{place}]"
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
         raise InvalidRequest(f"{at}.role: expected user or assistant", param=f"{at}.role")
@@ -109,8 +111,8 @@ def _add_message(messages: list[dict[str, Any]], message: dict[str, Any], at: st
         )
     made: dict[str, Any] = {"role": role, "content": None}
     texts: list[str] = []
-    for place, block in enumerate(content):
-        _add_block(messages, made, texts, block, f"{at}.content[{place}]")
+    for number, block in enumerate(content):
+        _add_block(messages, made, texts, block, f"{at}.content[{number}]")
     if texts:
         made["content"] = "\n".join(texts)
     if len(made) > 2 or texts:

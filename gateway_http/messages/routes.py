@@ -14,8 +14,10 @@ from gateway_http.messages.answers import MessageWriter
 from gateway_http.messages.bodies import Message, MessagesRequest, Prompt, TokenCount
 from gateway_http.messages.requests import messages_request, prompt_request
 from gateway_http.origin import origin_of
+from runtime.turns import in_turns
 from wire.generate import Backend
 
+_LISTS = ("messages", "tools")
 _EXAMPLE = {
     "model": "smollm2",
     "max_tokens": 64,
@@ -28,16 +30,16 @@ def add_messages(app: EndpointApp, backend: Backend, config: GatewayConfig) -> N
 
     async def create(request: Request) -> Response:
         origin = origin_of(request, "msg", config.request_timeout_s)
-        body = await read_body(request, config, MessagesRequest)
-        asked = messages_request(body, origin)
+        body = await read_body(request, config, MessagesRequest, *_LISTS)
+        asked = await in_turns(messages_request(body, origin))
         writer = MessageWriter(asked.request_id, body.model)
         form = as_events(writer, config) if body.stream else as_body(writer, config)
         return GenerationResponse(backend, [asked], form)
 
     async def count(request: Request) -> Response:
         origin = origin_of(request, "msg", config.request_timeout_s, dry_run=True)
-        body = await read_body(request, config, Prompt)
-        found = await backend.tokenize(prompt_request(body, origin))
+        body = await read_body(request, config, Prompt, *_LISTS)
+        found = await backend.tokenize(await in_turns(prompt_request(body, origin)))
         answer = TokenCount(input_tokens=len(found.token_ids))
         return Response(msgspec.json.encode(answer), media_type="application/json")
 

@@ -1,10 +1,12 @@
 """The Responses API's items to chat messages; pure. Every refusal names the place."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from runtime.errors import InvalidRequest, UnsupportedValue
-from wire.nesting import check_nesting
+from runtime.turns import Steps
+from wire.items import each_item
 
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _TEXTS = ("input_text", "output_text", "text")
@@ -16,11 +18,12 @@ def input_items(given: str | list[dict[str, Any]] | None) -> list[dict[str, Any]
         return [{"type": "message", "role": "user", "content": given}]
     if not given:
         raise InvalidRequest("input: missing", param="input")
-    check_nesting(given, "input")
     return given
 
 
-def messages_of(items: Sequence[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:
+def messages_of(
+    items: Sequence[dict[str, Any]], instructions: str | None
+) -> Steps[list[dict[str, Any]]]:
     """The chat messages that items stand for.
 
     Thoughts and calls belong to the assistant's message beside them.
@@ -28,20 +31,23 @@ def messages_of(items: Sequence[dict[str, Any]], instructions: str | None) -> li
     messages: list[dict[str, Any]] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
-    for place, item in enumerate(items):
-        at = f"input[{place}]"
-        match item.get("type", "message"):
-            case "message":
-                _add_message(messages, item, at)
-            case "reasoning":
-                _assistant(messages)["reasoning"] = _thoughts(item)
-            case "function_call":
-                _add_call(_assistant(messages), item, at)
-            case "function_call_output":
-                messages.append(_tool_result(item, at))
-            case other:
-                raise UnsupportedValue(f"{at}.type: {other!r} is not supported", param=f"{at}.type")
+    yield from each_item(items, "input", partial(_add_item, messages))
     return messages
+
+
+def _add_item(messages: list[dict[str, Any]], place: int, item: dict[str, Any]) -> None:
+    at = f"input[{place}]"
+    match item.get("type", "message"):
+        case "message":
+            _add_message(messages, item, at)
+        case "reasoning":
+            _assistant(messages)["reasoning"] = _thoughts(item)
+        case "function_call":
+            _add_call(_assistant(messages), item, at)
+        case "function_call_output":
+            messages.append(_tool_result(item, at))
+        case other:
+            raise UnsupportedValue(f"{at}.type: {other!r} is not supported", param=f"{at}.type")
 
 
 def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:

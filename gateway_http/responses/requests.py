@@ -9,8 +9,9 @@ from gateway_http.origin import Origin
 from gateway_http.responses.bodies import NOT_OFFERED, Conversation, ResponseRequest
 from gateway_http.responses.items import messages_of
 from runtime.errors import InvalidRequest, UnsupportedValue
+from runtime.turns import Steps
 from wire.generate import GenerateRequest
-from wire.nesting import check_nesting
+from wire.items import each_item
 from wire.sampling import Sampling, make_sampling
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -19,14 +20,14 @@ _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
 
 def response_request(
     body: ResponseRequest, items: Sequence[dict[str, Any]], origin: Origin
-) -> GenerateRequest:
+) -> Steps[GenerateRequest]:
     """The request; `items` are the conversation so far. Raises InvalidRequest naming the field."""
     for name, harmless in NOT_OFFERED.items():
         value = getattr(body, name)
         if value is not None and value not in harmless:
             raise UnsupportedValue(f"{name}: not supported by this server", param=name)
     return msgspec.structs.replace(
-        prompt_request(body, items, origin),
+        (yield from prompt_request(body, items, origin)),
         sampling=_sampling(body),
         truncate_prompt_tokens=-1 if body.truncation == "auto" else None,
         priority=body.priority or 0,
@@ -38,15 +39,16 @@ def response_request(
 
 def prompt_request(
     body: Conversation, items: Sequence[dict[str, Any]], origin: Origin
-) -> GenerateRequest:
+) -> Steps[GenerateRequest]:
     """As much of the request as its prompt is made of."""
-    check_nesting(body.tools, "tools")
-    tools, choice = _tools(body)
+    tools: list[dict[str, Any]] = []
+    yield from each_item(body.tools, "tools", lambda place, it: tools.append(_tool(place, it)))
+    tools, choice = _chosen(tools, body)
     return GenerateRequest(
         request_id=origin.request_id,
         model=body.model,
         sampling=Sampling(),
-        messages=messages_of(items, body.instructions),
+        messages=(yield from messages_of(items, body.instructions)),
         tools=tools or None,
         tool_choice=choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -100,8 +102,8 @@ def _structure(body: ResponseRequest) -> dict[str, Any] | None:
     return {"json": wanted.schema}
 
 
-def _tools(body: Conversation) -> tuple[list[dict[str, Any]], Any]:
-    tools = [_tool(place, tool) for place, tool in enumerate(body.tools or ())]
+def _chosen(tools: list[dict[str, Any]], body: Conversation) -> tuple[list[dict[str, Any]], Any]:
+    """The tools that may be called, and the choice among them."""
     choice = body.tool_choice
     if not isinstance(choice, dict):
         return tools, choice

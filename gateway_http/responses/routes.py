@@ -25,10 +25,12 @@ from gateway_http.responses.items import input_items
 from gateway_http.responses.requests import prompt_request, response_request, wants_logprobs
 from gateway_http.responses.store import ResponseStore, Stored
 from runtime.errors import InvalidRequest
+from runtime.turns import in_turns
 from wire.generate import Backend
 
 _PATH = "/v1/responses"
 _EXAMPLE = {"model": "smollm2", "input": "What is the capital of France?"}
+_LISTS = ("input", "tools")
 _Items = list[dict[str, Any]]
 
 
@@ -53,9 +55,9 @@ def _add_create(
 
     async def create(request: Request) -> Response:
         origin = origin_of(request, "resp", config.request_timeout_s)
-        body = await read_body(request, config, ResponseRequest)
+        body = await read_body(request, config, ResponseRequest, *_LISTS)
         before, own = conversation(body, origin.principal)
-        asked = response_request(body, [*before, *own], origin)
+        asked = await in_turns(response_request(body, [*before, *own], origin))
 
         def keep(response: dict[str, Any]) -> None:
             if body.store is not False:
@@ -75,9 +77,10 @@ def _add_create(
 
     async def count(request: Request) -> Response:
         origin = origin_of(request, "resp", config.request_timeout_s, dry_run=True)
-        body = await read_body(request, config, Conversation)
+        body = await read_body(request, config, Conversation, *_LISTS)
         before, own = conversation(body, origin.principal)
-        found = await backend.tokenize(prompt_request(body, [*before, *own], origin))
+        asked = await in_turns(prompt_request(body, [*before, *own], origin))
+        found = await backend.tokenize(asked)
         return _json(InputTokens(input_tokens=len(found.token_ids)))
 
     described = describe_endpoint(ResponseRequest, ResponseAnswer, example=_EXAMPLE, events=True)

@@ -1,12 +1,15 @@
 """JSON that nests without end: refused before anything recurses over it."""
 
+import asyncio
+
 import pytest
 
 from gateway_http.chat import chat_request
-from gateway_http.openai import decode_body
+from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest
+from runtime.turns import in_turns
 from wire.generate import GenerateRequest
 from wire.nesting import MAX_NESTING
 
@@ -34,8 +37,9 @@ def decoded(place: str, value: str) -> GenerateRequest:
     fields = {"messages": f'"messages": [{MESSAGE}]'}
     fields[place] = PLACES.get(place, f'"{place}": VALUE')
     body = "{" + ", ".join(['"model": "m"', *fields.values()]) + "}"
-    parsed = decode_body(body.replace("VALUE", value).encode(), ChatCompletionRequest)
-    return chat_request(parsed, Origin(request_id="x", endpoint="/v1/test"))
+    parsed = decode_json(body.replace("VALUE", value).encode(), ChatCompletionRequest)
+    origin = Origin(request_id="x", endpoint="/v1/test")
+    return asyncio.run(in_turns(chat_request(checked_body(parsed), origin)))
 
 
 @pytest.mark.parametrize("nested", [lists, objects])

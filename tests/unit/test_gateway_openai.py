@@ -1,5 +1,6 @@
 """OpenAI's JSON to GenerateRequest: what is taken, what is refused, and which field is named."""
 
+import asyncio
 import json
 
 import msgspec
@@ -8,10 +9,11 @@ import pytest
 from gateway_http.chat import chat_request
 from gateway_http.completions import completion_requests
 from gateway_http.logprobs import chat_logprobs
-from gateway_http.openai import decode_body
+from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
+from runtime.turns import in_turns
 from wire.generate import TokenText
 
 ORIGIN = Origin(request_id="r1", endpoint="/v1/test")
@@ -20,12 +22,13 @@ USER = {"role": "user", "content": "Hi"}
 
 def chat(**fields):
     body = {"model": "m", "messages": [USER], **fields}
-    return chat_request(decode_body(json.dumps(body).encode(), ChatCompletionRequest), ORIGIN)
+    decoded = checked_body(decode_json(json.dumps(body).encode(), ChatCompletionRequest))
+    return asyncio.run(in_turns(chat_request(decoded, ORIGIN)))
 
 
 def completions(**fields):
     body = {"model": "m", "prompt": "Hi", **fields}
-    decoded = decode_body(json.dumps(body).encode(), CompletionRequest)
+    decoded = checked_body(decode_json(json.dumps(body).encode(), CompletionRequest))
     return completion_requests(decoded, ORIGIN, max_prompts=4)
 
 
@@ -245,14 +248,14 @@ def test_an_assistant_message_may_have_no_content():
 
 def test_a_missing_field_is_named():
     with pytest.raises(InvalidRequest) as refused:
-        decode_body(b'{"messages": [{}]}', ChatCompletionRequest)
+        decode_json(b'{"messages": [{}]}', ChatCompletionRequest)
     assert refused.value.param == "model"
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[]", b'"x"', b"nul"])
 def test_a_body_that_is_no_json_object_is_refused(data):
     with pytest.raises(InvalidRequest):
-        decode_body(data, ChatCompletionRequest)
+        decode_json(data, ChatCompletionRequest)
 
 
 def test_the_bytes_of_a_token_are_its_own_also_where_it_is_part_of_a_character() -> None:
