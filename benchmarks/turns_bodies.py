@@ -86,6 +86,10 @@ class Bodies:
         """A hundred prompts."""
         return "/v1/completions", {"prompt": [self._text(100) for _ in range(100)]}
 
+    def texts_short(self) -> _Body:
+        """One for each token: too many, and refused."""
+        return "/v1/completions", {"prompt": self._text().split()}
+
     def chat(self) -> _Body:
         """A thousand messages."""
         return "/v1/chat/completions", {"messages": self._messages(1001)}
@@ -94,13 +98,48 @@ class Bodies:
         """Eight thousand messages."""
         return "/v1/chat/completions", {"messages": self._messages(8001)}
 
+    def chat_tools(self) -> _Body:
+        """A short one, with a thousand tools."""
+        tools = []
+        for number in range(1000):
+            text = {"type": "string", "description": self._text(4000)}
+            parameters = {"type": "object", "properties": {"first": text, "second": text}}
+            function = {
+                "name": f"f{number}",
+                "description": text["description"],
+                "parameters": parameters,
+            }
+            tools.append({"type": "function", "function": function})
+        return "/v1/chat/completions", {
+            "messages": self._messages(1001)[:1],
+            "tools": tools,
+            "tool_choice": "none",
+        }
+
+    def kserve_chat(self) -> _Body:
+        """Eight thousand messages by KServe's name."""
+        text = msgspec.json.encode(self._messages(8001)).decode()
+        return f"/v2/models/{MODEL}/generate", {"messages": text}
+
+    def tokenize_chat(self) -> _Body:
+        """The tokens of eight thousand messages."""
+        return "/tokenize", {"messages": self._messages(8001)}
+
     def responses(self) -> _Body:
         """A thousand items."""
         return "/v1/responses", {"input": self._messages(1001), "max_output_tokens": 1}
 
+    def responses_short(self) -> _Body:
+        """Eight thousand."""
+        return "/v1/responses", {"input": self._messages(8001), "max_output_tokens": 1}
+
     def messages(self) -> _Body:
         """The same in Anthropic's form."""
         return "/v1/messages", {"messages": self._messages(1001)}
+
+    def messages_short(self) -> _Body:
+        """Eight thousand."""
+        return "/v1/messages", {"messages": self._messages(8001)}
 
     def _text(self, parts: int = 1) -> str:
         return " ".join(self._random.choice(_WORDS) for _ in range(self._size // parts))

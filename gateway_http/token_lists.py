@@ -19,6 +19,7 @@ from wire.sampling import TokenId
 _PART_BYTES = 32 * 1024  # some 5,000 ids, 0.3 ms
 _PART_VALUES = 4096
 _LIST = re.compile(rb'\[\s*[^\s"{\[\]]')
+_LIST_OF_TEXTS = re.compile(rb'\[\s*"')
 _LIST_OF_LISTS = re.compile(rb'\[\s*\[\s*[^\s"{\[\]]')
 # What no list of ids has in it, and the least of its kind.
 _OTHERS = {b'"': b'""', b"{": b"{}", b"[": b"[]"}
@@ -31,7 +32,7 @@ async def take_ids(
 
     As it is, and None, if it is short, or has no such lists, or is no JSON: then it is for the
     decoder of the whole body. Up to `lists` lists may stand in a list. Raises InvalidRequest naming
-    the id at fault, or the field for too many lists.
+    the id at fault, or the field for too many lists or texts.
     """
     if not is_long(data):
         return data, None
@@ -61,7 +62,11 @@ async def _read(text: bytes, field: str, lists: int) -> "list[array[int]] | None
     try:
         if _LIST.match(text):
             return [await _by_parts(text, field)]
-        if not lists or not _LIST_OF_LISTS.match(text):
+        if not lists:
+            return None
+        if _LIST_OF_TEXTS.match(text) and _least_texts(text) > lists:
+            raise InvalidRequest(f"{field}: more than {lists} texts", param=field)
+        if not _LIST_OF_LISTS.match(text):
             return None
         if text.count(b"[") > lists + 1:
             raise InvalidRequest(f"{field}: more than {lists} lists", param=field)
@@ -69,6 +74,15 @@ async def _read(text: bytes, field: str, lists: int) -> "list[array[int]] | None
         return [await _by_parts(bytes(it), f"{field}[{at}]") for at, it in enumerate(inner)]
     except _OtherError:
         return None
+
+
+def _least_texts(text: bytes) -> int:
+    """How many texts a list has at least, by a look at its beginning; quotes in them not counted.
+
+    Where it is not so many, the texts are long, and all of them are soon read.
+    """
+    begin = text[:_PART_BYTES]
+    return (begin.count(b'"') - begin.count(b'\\"')) // 2
 
 
 class _OtherError(Exception):
