@@ -17,7 +17,6 @@ from runtime.turns import own_turn
 from wire.sampling import TokenId
 
 _PART_BYTES = 32 * 1024  # some 5,000 ids, 0.3 ms
-_PART_VALUES = 4096
 _LIST = re.compile(rb'\[\s*[^\s"{\[\]]')
 _LIST_OF_TEXTS = re.compile(rb'\[\s*"')
 _LIST_OF_LISTS = re.compile(rb'\[\s*\[\s*[^\s"{\[\]]')
@@ -124,10 +123,10 @@ def _ids(part: bytes, field: str, before: int) -> list[int]:
         raise InvalidRequest(f"{place}{what}", param=place) from None
 
 
-async def write_list(values: Sequence[Any]) -> msgspec.Raw:
-    """Return the JSON of a list, made by parts, one in each turn of the loop."""
+async def write_list(values: Sequence[Any], size: int = 4096) -> msgspec.Raw:
+    """Return the JSON of a list, made by parts of so many, one in each turn of the loop."""
     parts = []
-    for at in range(0, len(values), _PART_VALUES):
+    for at in range(0, len(values), size):
         async with own_turn():
-            parts.append(msgspec.json.encode(list(values[at : at + _PART_VALUES]))[1:-1])
+            parts.append(msgspec.json.encode(list(values[at : at + size]))[1:-1])
     return msgspec.Raw(b"[%b]" % b",".join(parts))

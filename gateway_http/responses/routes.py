@@ -24,13 +24,16 @@ from gateway_http.responses.bodies import (
 from gateway_http.responses.items import input_items
 from gateway_http.responses.requests import prompt_request, response_request, wants_logprobs
 from gateway_http.responses.store import ResponseStore, Stored
+from gateway_http.token_lists import write_list
 from runtime.errors import InvalidRequest
 from runtime.turns import in_turns
 from wire.generate import Backend
+from wire.items import each_item, read_items
 
 _PATH = "/v1/responses"
 _EXAMPLE = {"model": "smollm2", "input": "What is the capital of France?"}
 _LISTS = ("input", "tools")
+_PART_ITEMS = 256
 _Items = list[dict[str, Any]]
 
 
@@ -44,28 +47,30 @@ def add_responses(app: EndpointApp, backend: Backend, config: GatewayConfig) -> 
 def _add_create(
     app: EndpointApp, backend: Backend, config: GatewayConfig, store: ResponseStore
 ) -> None:
-    def conversation(body: Conversation, principal: str | None) -> tuple[_Items, _Items]:
-        """The items before this request's, and its own."""
+    async def conversation(body: Conversation, principal: str | None) -> tuple[bytes, _Items]:
+        """The items before this request's as JSON, and all with its own."""
         own = input_items(body.input)
         if body.previous_response_id is None:
-            return [], own
+            return b"[]", own
         name = "previous_response_id"
-        before = store.get(body.previous_response_id, principal, param=name)
-        return msgspec.json.decode(before.items), own
+        before = store.get(body.previous_response_id, principal, param=name).items
+        return before, [*(await in_turns(read_items(before, name)) or ()), *own]
 
     async def create(request: Request) -> Response:
         origin = origin_of(request, "resp", config.request_timeout_s)
         body = await read_body(request, config, ResponseRequest, *_LISTS)
-        before, own = conversation(body, origin.principal)
-        asked = await in_turns(response_request(body, [*before, *own], origin))
+        before, items = await conversation(body, origin.principal)
+        asked = await in_turns(response_request(body, items, origin))
+        keeps = store.enabled and body.store is not False
+        own = bytes(await write_list(input_items(body.input), _PART_ITEMS)) if keeps else b"[]"
 
         def keep(response: dict[str, Any]) -> None:
-            if body.store is not False:
+            if keeps:
                 stored = Stored(
                     principal=origin.principal,
                     response=msgspec.json.encode(response),
-                    input=msgspec.json.encode(own),
-                    items=msgspec.json.encode([*before, *own, *response["output"]]),
+                    input=own,
+                    items=_joined(before, own, msgspec.json.encode(response["output"])),
                 )
                 store.put(asked.request_id, stored)
 
@@ -78,8 +83,8 @@ def _add_create(
     async def count(request: Request) -> Response:
         origin = origin_of(request, "resp", config.request_timeout_s, dry_run=True)
         body = await read_body(request, config, Conversation, *_LISTS)
-        before, own = conversation(body, origin.principal)
-        asked = await in_turns(prompt_request(body, [*before, *own], origin))
+        _, items = await conversation(body, origin.principal)
+        asked = await in_turns(prompt_request(body, items, origin))
         found = await backend.tokenize(asked)
         return _json(InputTokens(input_tokens=len(found.token_ids)))
 
@@ -104,10 +109,16 @@ def _add_stored(app: EndpointApp, store: ResponseStore) -> None:
 
     async def items(request: Request, response_id: str) -> Response:
         stored = store.get(response_id, _principal(request))
-        own = msgspec.json.decode(stored.input)
-        found = [_named(item, f"{response_id}_{place}") for place, item in enumerate(own)]
+        own = await in_turns(read_items(stored.input, "input")) or ()
+        found: _Items = []
+
+        def add(place: int, item: dict[str, Any]) -> None:
+            found.append(_named(item, f"{response_id}_{place}"))
+
+        await in_turns(each_item(own, "input", add))
         ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]}
-        return _json({"object": "list", "data": found, "has_more": False, **ends})
+        data = await write_list(found, _PART_ITEMS)
+        return _json({"object": "list", "data": data, "has_more": False, **ends})
 
     async def cancel(request: Request, response_id: str) -> Response:
         store.get(response_id, _principal(request))
@@ -132,6 +143,11 @@ def _named(item: dict[str, Any], name: str) -> dict[str, Any]:
         content = [{"type": kind, "text": content}]
     more = {} if content is None else {"content": content}
     return {"type": "message", "id": f"msg_{name}", "status": "completed", **item, **more}
+
+
+def _joined(*lists: bytes) -> bytes:
+    """The JSON of one list with the items of all."""
+    return b"[%b]" % b",".join(it[1:-1] for it in lists if it != b"[]")
 
 
 def _principal(request: Request) -> str | None:
