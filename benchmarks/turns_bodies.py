@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import MODEL, fleet
-from benchmarks.turns import LIMIT_MS, WORKER
+from benchmarks.turns import COLUMNS, WORKER, columns
 from benchmarks.turns_front import FILE_VARIABLE
 from server.text.tokenizer import Tokenizer, load_tokenizer
 from worker.models import resolve_model
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit(f"no kind of body: {', '.join(sorted(unknown))}")
     model = resolve_model("smollm2", progress=lambda _: None)
     bodies = Bodies(load_tokenizer(model.path), options.tokens)
-    table = Table("body", "longest turns, ms", f"above {LIMIT_MS:g} ms", "answers")
+    table = Table("body", *COLUMNS, "answers")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "turns")
         os.environ[FILE_VARIABLE] = str(file)
@@ -181,11 +181,9 @@ def run(options: argparse.Namespace) -> int:
             with fleet(worker=WORKER, front_module="benchmarks.turns_front") as (front, _):
                 began_s = time.monotonic()
                 answers = asyncio.run(_send(front.ready["http"], made, options.streams))
-            turns_ms = sorted(_turns_ms(file, began_s), reverse=True)
-            longest = " ".join(f"{took_ms:.1f}" for took_ms in turns_ms[:3])
-            above = sum(took_ms > LIMIT_MS for took_ms in turns_ms)
+                turns = columns(file, began_s)
             shown = ", ".join(f"{count} x {status}" for status, count in answers.items())
-            table.add_row(kind, longest, str(above), shown)
+            table.add_row(kind, *turns, shown)
     Console().print(table)
     return 0
 
@@ -208,8 +206,3 @@ async def _send(address: str, bodies: list[tuple[str, bytes]], streams: int) -> 
     async with httpx2.AsyncClient(base_url=address, timeout=_LIMIT_S) as http:
         await asyncio.gather(*(one_by_one(http) for _ in range(streams)))
     return statuses
-
-
-def _turns_ms(file: Path, began_s: float) -> list[float]:
-    turns = [tuple(map(float, line.split())) for line in file.read_text().splitlines()]
-    return [took_ms for ended_s, took_ms in turns if ended_s > began_s]

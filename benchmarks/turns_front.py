@@ -1,7 +1,7 @@
 """Run as penstock is; the turns of its loop that take long go to the file FILE_VARIABLE names.
 
 A turn is what the loop does before it looks at its sockets again. Each is a line: when it ended, in
-monotonic seconds, and the CPU time of the loop's thread, in ms.
+monotonic seconds, the CPU time of the loop's thread, and how long it took by the clock, in ms.
 """
 
 import os
@@ -20,15 +20,16 @@ LONG_MS = 1.0
 
 def watched(make: Callable[[], uvloop.Loop], file: TextIO) -> uvloop.Loop:
     """Return a loop whose long turns are written down."""
-    loop, ended_s = make(), time.thread_time()
+    loop, busy_s, ended_s = make(), time.thread_time(), time.monotonic()
 
     def turn() -> None:
-        nonlocal ended_s
-        took_ms = (time.thread_time() - ended_s) * 1e3
+        nonlocal busy_s, ended_s
+        now_s, cpu_ms = time.monotonic(), (time.thread_time() - busy_s) * 1e3
+        took_ms = (now_s - ended_s) * 1e3
         if took_ms > LONG_MS:
-            file.write(f"{time.monotonic()} {took_ms}\n")
+            file.write(f"{now_s} {cpu_ms} {took_ms}\n")
         loop.call_soon(turn)
-        ended_s = time.thread_time()
+        busy_s, ended_s = time.thread_time(), time.monotonic()
 
     loop.call_soon(turn)
     return loop

@@ -22,7 +22,7 @@ from runtime.lifecycle import (
 )
 from runtime.logs import configure_logging
 from runtime.metrics import set_build_info
-from runtime.process import settle_memory
+from runtime.process import favour_loop, settle_memory
 
 if TYPE_CHECKING:
     from gateway_http.http_server import HttpServer
@@ -112,6 +112,7 @@ async def _run(config: FrontendConfig) -> None:
             async with asyncio.TaskGroup() as tasks:
                 await process.start(tasks)
                 settle_memory()
+                favour_loop()
                 announcing = tasks.create_task(process.announce())
                 _LOG.info("stopping: %s", await stop.wait())
                 announcing.cancel()

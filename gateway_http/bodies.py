@@ -1,7 +1,6 @@
 """A request's JSON body as the struct that its endpoint takes."""
 
 from array import array
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,7 +12,7 @@ from gateway_http.openai import decode_json
 from gateway_http.token_lists import take_ids
 from runtime.errors import InvalidRequest
 from runtime.turns import in_turns, own_turn
-from wire.items import read_items
+from wire.items import take_items
 
 _Json = TypeVar("_Json", bound=msgspec.Struct)
 _Parsed = TypeVar("_Parsed")
@@ -56,32 +55,11 @@ async def parse_json(data: bytes, kind: type[_Parsed]) -> _Parsed:
 
 async def as_struct(data: bytes, config: GatewayConfig, kind: type[_Json], *lists: str) -> _Json:
     """Do the same with a body that has been read."""
-    data, taken = await _take_items(data, lists)
+    data, taken = await in_turns(take_items(data, lists))
     body = await parse_json(data, kind)
     if config.refuse_unknown_fields:
         _refuse_unknown(data, kind)
     return msgspec.structs.replace(body, **taken) if taken else body
-
-
-async def _take_items(data: bytes, names: Sequence[str]) -> tuple[bytes, dict[str, list[Any]]]:
-    """Take long lists out of a long body: it with the first item of each, and the lists.
-
-    The first item keeps its place, for the decoder of the whole to say what a field may be.
-    """
-    if not names or not is_long(data):
-        return data, {}
-    async with own_turn():
-        try:
-            fields = decode_json(data, dict[str, msgspec.Raw])
-        except InvalidRequest:
-            return data, {}
-    taken = {}
-    for name in names:
-        text = bytes(fields.get(name, b""))
-        if is_long(text) and (items := await in_turns(read_items(text, name))) is not None:
-            taken[name] = items
-            fields[name] = msgspec.Raw(msgspec.json.encode(items[:1]))
-    return (msgspec.json.encode(fields), taken) if taken else (data, {})
 
 
 def _refuse_unknown(data: bytes, kind: Any) -> None:

@@ -6,13 +6,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from runtime.errors import Cancelled, RequestTimeout, RequestTooLarge
-
-_LONG_BYTES = 64 * 1024
+from wire.items import LONG_BYTES
 
 
 def is_long(data: bytes) -> bool:
     """Whether parsing takes so long that it needs a turn of the loop for itself."""
-    return len(data) >= _LONG_BYTES
+    return len(data) >= LONG_BYTES
 
 
 async def read_json_body(

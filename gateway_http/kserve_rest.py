@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 from google.protobuf.json_format import MessageToDict
@@ -15,7 +15,7 @@ from gateway_http.bodies import parse_json
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
-from gateway_http.intake import read_json_body
+from gateway_http.intake import is_long, read_json_body
 from gateway_http.kserve_answers import (
     HEADER_LENGTH,
     GenerateAnswer,
@@ -28,6 +28,7 @@ from gateway_http.origin import Origin, origin_of
 from gateway_http.token_lists import read_ids, take_ids
 from runtime.errors import InvalidRequest, ModelNotFound
 from runtime.rpc import CallInfo
+from runtime.turns import Steps, in_turns
 from wire.cards import ModelCard
 from wire.generate import Backend, GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
@@ -44,10 +45,8 @@ EXTENSIONS = (
 _MODEL = "/v2/models/{name:path}"
 _VERSION = _MODEL + "/versions/{asked}"
 _TAG = "kserve"
-_LONG_BODY_BYTES = 128 * 1024
 _INDEX_BYTES = 4096
 _INDEX_S = 10.0
-_T = TypeVar("_T")
 _Handler = Callable[..., Awaitable[Response]]
 
 
@@ -142,10 +141,11 @@ def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) ->
             and (ids := await read_ids(bytes(tensor.data), INPUT_IDS)) is not None
         }
 
-        def decode() -> _Decoded:
-            return _decoded(infer_message(body, behind, name, asked, read_apart), source)
+        def make() -> ModelInferRequest:
+            return infer_message(body, behind, name, asked, read_apart)
 
-        it = await _off_loop(decode, 0 if read_apart else len(data) + len(behind))
+        message = await _off_loop(make, b"" if read_apart else data)
+        it = await in_turns(_decoded(message, source))
         answer = InferAnswer(it.shown, it.selection, body.wants_binary)
         return GenerationResponse(backend, [it.run], as_body(answer, config))
 
@@ -154,12 +154,12 @@ def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) ->
         data, lists = await take_ids(await read(request), INPUT_IDS)
         ids = lists[0] if lists else None
 
-        def decode() -> _Decoded:
+        def make() -> ModelInferRequest:
             body = decode_json(data, dict[str, Any])
-            message = generate_message(body, name, asked, stream=stream, ids=ids)
-            return _decoded(message, source, stream=stream)
+            return generate_message(body, name, asked, stream=stream, ids=ids)
 
-        return await _off_loop(decode, len(data))
+        message = await _off_loop(make, data)
+        return await in_turns(_decoded(message, source, stream=stream))
 
     async def generate(request: Request, name: str, asked: str = "") -> Response:
         it = await generation(request, name, asked, stream=False)
@@ -188,12 +188,14 @@ class _Decoded(NamedTuple):
     selection: OutputSelection
 
 
-async def _off_loop(decode: Callable[[], _T], size: int) -> _T:
-    """Decode a body of so many bytes; in a thread when it may take longer than a step."""
-    return decode() if size < _LONG_BODY_BYTES else await asyncio.to_thread(decode)
+async def _off_loop(make: Callable[[], ModelInferRequest], data: bytes) -> ModelInferRequest:
+    """Make a message of a body; in a thread when that takes long."""
+    return await asyncio.to_thread(make) if is_long(data) else make()
 
 
-def _decoded(message: ModelInferRequest, source: Origin, *, stream: bool = False) -> _Decoded:
+def _decoded(
+    message: ModelInferRequest, source: Origin, *, stream: bool = False
+) -> Steps[_Decoded]:
     check_version(message.model_name, message.model_version)
     metadata = {} if source.traceparent is None else {"traceparent": source.traceparent}
     info = CallInfo(
@@ -202,7 +204,7 @@ def _decoded(message: ModelInferRequest, source: Origin, *, stream: bool = False
         deadline_s=source.deadline_s,
         principal=source.principal,
     )
-    shown, selection = decode_text_request(message, info, streaming_rpc=True)
+    shown, selection = yield from decode_text_request(message, info, streaming_rpc=True)
     if shown.stream and not stream:
         raise InvalidRequest("stream: use generate_stream to stream", param=STREAM)
     limits = [it for it in (shown.timeout_s, source.timeout_s) if it is not None]

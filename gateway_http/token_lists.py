@@ -40,7 +40,10 @@ async def take_ids(
             fields = decode_json(data, dict[str, msgspec.Raw])
         except InvalidRequest:
             return data, None
-    found = await _read(bytes(fields.get(field, b"")), field, lists)
+    text = bytes(fields.get(field, b""))
+    if lists and _LIST_OF_TEXTS.match(text) and _least_texts(text) > lists:
+        raise InvalidRequest(f"{field}: more than {lists} texts", param=field)
+    found = await _read(text, field, lists)
     if found is None:
         return data, None
     return msgspec.json.encode(fields | {field: ()}), found
@@ -61,11 +64,7 @@ async def _read(text: bytes, field: str, lists: int) -> "list[array[int]] | None
     try:
         if _LIST.match(text):
             return [await _by_parts(text, field)]
-        if not lists:
-            return None
-        if _LIST_OF_TEXTS.match(text) and _least_texts(text) > lists:
-            raise InvalidRequest(f"{field}: more than {lists} texts", param=field)
-        if not _LIST_OF_LISTS.match(text):
+        if not lists or not _LIST_OF_LISTS.match(text):
             return None
         if text.count(b"[") > lists + 1:
             raise InvalidRequest(f"{field}: more than {lists} lists", param=field)

@@ -4,6 +4,7 @@ from typing import Any
 
 from runtime.errors import ServingError
 from runtime.rpc import CallInfo, Service
+from runtime.turns import in_turns
 from server.kserve_infer import read_request
 from server.routing import RoutingDesk
 from wire.kserve_terms import in_kserve_terms
@@ -19,7 +20,7 @@ class FrontFleetService:
         self.service = Service(name=FLEET, unary={"BestWorker": self._best_worker})
 
     async def _best_worker(self, message: Any, info: CallInfo) -> Any:
-        request, _ = read_request(message.request, info, streaming_rpc=True)
+        request, _ = await in_turns(read_request(message.request, info, streaming_rpc=True))
         try:
             return best_worker_response(await self._desk.route(request))
         except ServingError as error:

@@ -11,6 +11,7 @@ import msgspec
 from runtime.errors import ServingError, shown_error
 from runtime.request_record import record_refusal
 from runtime.rpc import Call, CallInfo
+from runtime.turns import Steps, call_in_turn, in_turns
 from server.data_plane import DataPlane
 from server.generation import Generation
 from server.shared_memory import Placement, SharedMemory
@@ -42,15 +43,15 @@ class Asked(NamedTuple):
 
 def read_request(
     message: Any, info: CallInfo, *, streaming_rpc: bool
-) -> tuple[GenerateRequest, OutputSelection]:
+) -> Steps[tuple[GenerateRequest, OutputSelection]]:
     """Decode a request; raises ModelNotFound for a version there is not, or InvalidRequest."""
     check_version(message.model_name, message.model_version)
-    return decode_text_request(message, info, streaming_rpc=streaming_rpc)
+    return (yield from decode_text_request(message, info, streaming_rpc=streaming_rpc))
 
 
 def decode_request(
     message: Any, info: CallInfo, *, streaming_rpc: bool, memory: SharedMemory | None = None
-) -> Asked:
+) -> Steps[Asked]:
     """Decode a request and account for one that cannot be; raises what `read_request` does.
 
     `memory` None refuses tensors in shared memory.
@@ -60,7 +61,7 @@ def decode_request(
         if memory is not None:
             memory.take_inputs(info.principal, message)
             places = memory.take_outputs(info.principal, message)
-        request, selection = read_request(message, info, streaming_rpc=streaming_rpc)
+        request, selection = yield from read_request(message, info, streaming_rpc=streaming_rpc)
         if places:
             # What lies in shared memory is raw.
             selection = msgspec.structs.replace(selection, typed=False)
@@ -93,7 +94,9 @@ class InferCalls:
         """ModelInfer: the whole answer in one response."""
         if operation_of(message) is not None:
             return await self._without_worker(message, info)
-        asked = decode_request(message, info, streaming_rpc=False, memory=self._memory)
+        asked = await in_turns(
+            decode_request(message, info, streaming_rpc=False, memory=self._memory)
+        )
         ready = asyncio.Event()
         try:
             generation = self._plane.begin(asked.request)
@@ -116,7 +119,7 @@ class InferCalls:
                 ids = decode_detokenize(message)
                 text = await self._plane.detokenize(message.model_name, ids)
                 return encode_detokenized(message, text)
-            request, _ = read_request(message, info, streaming_rpc=False)
+            request, _ = await in_turns(read_request(message, info, streaming_rpc=False))
             with_strings = operation_of(message) == WITH_STRINGS
             found = await self._plane.tokenize(request, with_strings=with_strings)
             return encode_tokenized(message, found)
@@ -142,17 +145,38 @@ class InferStream:
         self._running: dict[Generation, tuple[Asked, PlainResponses | None]] = {}
         self._held: dict[Generation, None] = {}
         self._half_closed = False
+        self._reading = 0
+        self._cancelled = False
         self._status_errors = call.info.metadata.get(ERROR_STATUS_HEADER) == "true"
 
     def on_message(self, message: Any) -> None:
-        """Begin one request."""
+        """Begin one request; a long one when it has been read, a part in each turn."""
+        steps = decode_request(message, self._call.info, streaming_rpc=True, memory=self._memory)
+        self._reading += 1
+        self._read_on(message.id, steps)
+
+    def _read_on(self, request_id: str, steps: Steps[Asked]) -> None:
+        if self._cancelled:
+            steps.close()
+            return
         try:
-            asked = decode_request(
-                message, self._call.info, streaming_rpc=True, memory=self._memory
-            )
+            next(steps)
+        except StopIteration as end:
+            self._reading -= 1
+            self._begin(request_id, end.value)
+        except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
+            self._reading -= 1
+            self._send_error(request_id, error)
+            self._finish_if_done()
+        else:
+            call_in_turn(self._read_on, request_id, steps)
+
+    def _begin(self, request_id: str, asked: Asked) -> None:
+        try:
             generation = self._plane.begin(asked.request)
         except Exception as error:  # noqa: BLE001 - the other requests of the stream go on
-            self._send_error(message.id, error)
+            self._send_error(request_id, error)
+            self._finish_if_done()
             return
         self.watch(generation, asked)
 
@@ -181,6 +205,7 @@ class InferStream:
 
     def on_cancel(self) -> None:
         """Cancel every running request."""
+        self._cancelled = True
         running, self._running = self._running, {}
         self._held.clear()
         for generation in running:
@@ -239,5 +264,5 @@ class InferStream:
             self._call.send(stream_error(request_id, shown))
 
     def _finish_if_done(self) -> None:
-        if self._half_closed and not self._running:
+        if self._half_closed and not self._running and not self._reading:
             self._call.finish()

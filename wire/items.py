@@ -14,13 +14,40 @@ from runtime.turns import Steps
 from wire.nesting import check_nesting
 from wire.type_errors import type_error
 
+LONG_BYTES = 64 * 1024
+"""From there on JSON is read in a turn of its own, or by parts."""
 _PART_BYTES = 32 * 1024  # 850 tiny messages, 0.2 ms; of schemas more
 _PART_ITEMS = 256
 _FIRST = re.compile(rb'\s*\[\s*([{"])')
 _PLACE = re.compile(r"`\$\[(\d+)\]")
 _OBJECTS = msgspec.json.Decoder(list[dict[str, Any]])
 _TEXTS = msgspec.json.Decoder(list[str])
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _apart = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def take_items(data: bytes, names: Sequence[str]) -> Steps[tuple[bytes, dict[str, list[Any]]]]:
+    """Take long lists out of a long object: it with the first item of each, and the lists by name.
+
+    The first item keeps its place, for the decoder of the whole to say what a field may be. What is
+    short, or not valid, stays as it is. Raises what read_items does.
+    """
+    if not names or len(data) < LONG_BYTES:
+        return data, {}
+    yield
+    try:
+        fields = _fields(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return data, {}
+    taken = {}
+    for name in names:
+        text = bytes(fields.get(name, b""))
+        if len(text) < LONG_BYTES:
+            continue
+        if (items := (yield from read_items(text, name))) is not None:
+            taken[name] = items
+            fields[name] = msgspec.Raw(msgspec.json.encode(items[:1]))
+    return (msgspec.json.encode(fields), taken) if taken else (data, {})
 
 
 def read_items(text: bytes, param: str) -> Steps[list[Any] | None]:

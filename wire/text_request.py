@@ -6,16 +6,16 @@ vllm_backend), with the names of TensorRT-LLM's and Dynamo's clients; see wire.t
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from runtime.errors import InvalidRequest, Unsupported, UnsupportedValue
 from runtime.rpc import CallInfo
+from runtime.turns import Steps
 from wire.generate import GenerateRequest
 from wire.guided_decoding import with_guide
 from wire.inference_pb2 import ModelInferRequest
-from wire.nesting import check_nesting
 from wire.parameters import (
     EXPLAIN,
     PINNED_WORKER,
@@ -30,7 +30,6 @@ from wire.pooling import Pooling
 from wire.sampling_inputs import (
     BOOL,
     INT,
-    JSON,
     JSON_INPUT,
     TEXT,
     read_sampling,
@@ -38,6 +37,7 @@ from wire.sampling_inputs import (
     tensor_value,
 )
 from wire.tensors import Tensor, add_input, decode_inputs, is_typed
+from wire.text_chat import chat_json, read_chat
 from wire.text_inputs import (
     DIMENSIONS,
     EXCLUDE,
@@ -65,17 +65,9 @@ ECHO = "penstock_echo"
 """Request parameter of our own gateway: the prompt comes first even where Triton refuses it."""
 
 
-class _Chat(msgspec.Struct, forbid_unknown_fields=True):
-    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool = True
-    chat_template_kwargs: dict[str, Any] = {}
-
-
 def decode_text_request(
     message: ModelInferRequest, info: CallInfo, *, streaming_rpc: bool
-) -> tuple[GenerateRequest, OutputSelection]:
+) -> Steps[tuple[GenerateRequest, OutputSelection]]:
     """Read a client's request and what its answer shall hold.
 
     `request_id` is the client's own and may be empty or repeat; `timeout_s` is its `timeout`
@@ -96,7 +88,7 @@ def decode_text_request(
         sampling = msgspec.structs.replace(sampling, logprobs=0)
     if sampling.prompt_logprobs is None and "prompt_logprobs" in outputs:
         sampling = msgspec.structs.replace(sampling, prompt_logprobs=0)
-    prompt_fields = _prompt_fields(prompt, tensors)
+    prompt_fields = yield from _prompt_fields(prompt, tensors)
     echo = not stream and not flags.get(EXCLUDE, False) and "messages" not in prompt_fields
     echo = echo and EMBEDDING not in outputs
     request = GenerateRequest(
@@ -176,7 +168,7 @@ def _prompt_inputs(request: GenerateRequest) -> list[tuple[str, str, Sequence[An
     if request.pooling is not None and request.pooling.dimensions is not None:
         inputs.append((DIMENSIONS, "INT32", [request.pooling.dimensions]))
     if request.messages is not None:
-        inputs.append(("messages", "BYTES", [_chat_json(request)]))
+        inputs.append(("messages", "BYTES", [chat_json(request)]))
     elif request.prompt_token_ids is not None:
         inputs.append(("input_ids", "INT32", request.prompt_token_ids))
     else:
@@ -220,12 +212,12 @@ def _prompt_tensor(tensors: Mapping[str, Tensor]) -> Tensor:
     return tensors[given[0]]
 
 
-def _prompt_fields(prompt: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _prompt_fields(prompt: Tensor, tensors: Mapping[str, Tensor]) -> Steps[dict[str, Any]]:
     match PROMPTS[prompt.name]:
         case "input_ids":
             return {"prompt_token_ids": _token_ids(prompt, tensors.get(INPUT_LENGTHS))}
         case "messages":
-            return _chat(tensor_value(prompt, JSON))
+            return (yield from read_chat(prompt))
         case _:
             if len(prompt.shape) > 2:
                 raise InvalidRequest(
@@ -241,23 +233,6 @@ def _token_ids(prompt: Tensor, lengths: Tensor | None) -> "array[int]":
             f"{INPUT_LENGTHS}: {length} for {len(ids)} input_ids", param=INPUT_LENGTHS
         )
     return ids
-
-
-def _chat(value: Any) -> dict[str, Any]:
-    if isinstance(value, list):
-        value = {"messages": value}
-    try:
-        chat = msgspec.convert(value, _Chat)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"messages: {error}", param="messages") from None
-    fields = {name: getattr(chat, name) for name in _Chat.__struct_fields__}
-    for name, field in fields.items():
-        check_nesting(field, name)
-    return fields
-
-
-def _chat_json(request: GenerateRequest) -> bytes:
-    return msgspec.json.encode({name: getattr(request, name) for name in _Chat.__struct_fields__})
 
 
 def _flags(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict[str, bool]:

@@ -3,6 +3,7 @@
 Arguments: "ours-first" or "theirs-first", then the major version protobuf must have.
 """
 
+import asyncio
 import sys
 
 
@@ -17,6 +18,7 @@ def main() -> None:
     from tritonclient.grpc import model_config_pb2  # noqa: F401
 
     from runtime.rpc import CallInfo
+    from runtime.turns import in_turns
     from wire.generate import ChoiceDelta, GenerateDelta
     from wire.inference_pb2 import ModelInferRequest
     from wire.text_request import decode_text_request
@@ -31,9 +33,8 @@ def main() -> None:
         "m", [text, flag], "", "r", None, "s", False, False, 3, 1000, {"temperature": 0.5}
     )
     message = ModelInferRequest.FromString(theirs.SerializeToString())
-    request, selection = decode_text_request(
-        message, CallInfo(method="ModelInfer"), streaming_rpc=False
-    )
+    steps = decode_text_request(message, CallInfo(method="ModelInfer"), streaming_rpc=False)
+    request, selection = asyncio.run(in_turns(steps))
     assert (request.prompt, request.session_id, request.priority) == ("héllo", "s", 3)
     assert request.sampling.temperature == 0.5
     delta = GenerateDelta(choices=[ChoiceDelta(text="wörld", token_ids=[1, 2])])

@@ -1,7 +1,5 @@
 """JSON that nests without end: refused before anything recurses over it."""
 
-import asyncio
-
 import pytest
 
 from gateway_http.chat import chat_request
@@ -9,7 +7,7 @@ from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest
-from runtime.turns import in_turns
+from tests.steps import at_once
 from wire.generate import GenerateRequest
 from wire.nesting import MAX_NESTING
 
@@ -39,7 +37,7 @@ def decoded(place: str, value: str) -> GenerateRequest:
     body = "{" + ", ".join(['"model": "m"', *fields.values()]) + "}"
     parsed = decode_json(body.replace("VALUE", value).encode(), ChatCompletionRequest)
     origin = Origin(request_id="x", endpoint="/v1/test")
-    return asyncio.run(in_turns(chat_request(checked_body(parsed), origin)))
+    return at_once(chat_request(checked_body(parsed), origin))
 
 
 @pytest.mark.parametrize("nested", [lists, objects])

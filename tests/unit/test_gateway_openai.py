@@ -1,6 +1,5 @@
 """OpenAI's JSON to GenerateRequest: what is taken, what is refused, and which field is named."""
 
-import asyncio
 import json
 
 import msgspec
@@ -13,7 +12,7 @@ from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
-from runtime.turns import in_turns
+from tests.steps import at_once
 from wire.generate import TokenText
 
 ORIGIN = Origin(request_id="r1", endpoint="/v1/test")
@@ -23,7 +22,7 @@ USER = {"role": "user", "content": "Hi"}
 def chat(**fields):
     body = {"model": "m", "messages": [USER], **fields}
     decoded = checked_body(decode_json(json.dumps(body).encode(), ChatCompletionRequest))
-    return asyncio.run(in_turns(chat_request(decoded, ORIGIN)))
+    return at_once(chat_request(decoded, ORIGIN))
 
 
 def completions(**fields):

@@ -55,7 +55,8 @@ def test_lists_of_ids_in_a_list_come_through(few, times, indent):
     [
         "x" * LONG,
         "[1, 2]" * LONG,
-        ["x"] * LONG,
+        ["x" * LONG] * 4,
+        ['"'] * 4,
         [],
         [[]],
         [[], [1] * LONG],
@@ -94,6 +95,13 @@ def test_more_lists_than_are_allowed_are_refused():
     _, found = take(data, lists=5)
     assert found is not None
     assert [len(it) for it in found] == [LONG] * 5
+
+
+@pytest.mark.parametrize("text", ["", "x", '"', '\\"', "\\", ","])
+def test_more_texts_than_are_allowed_are_refused_by_a_look_at_the_first(text):
+    data = json.dumps({"prompt": [text] * LONG}).encode()
+    with pytest.raises(InvalidRequest, match="prompt: more than 4 texts"):
+        take(data)
 
 
 def test_where_one_list_is_wanted_a_list_of_lists_is_left_as_it_is():

@@ -13,6 +13,7 @@ from gateway_http.kserve_json import InferBody, generate_message, infer_message
 from gateway_http.openai import decode_json
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.rpc import CallInfo
+from tests.steps import at_once
 from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Usage
 from wire.sampling import Sampling
 from wire.tensors import DATATYPES, FLOATS, INTEGERS, decode_inputs
@@ -78,7 +79,7 @@ def test_a_size_that_is_none_or_too_large_is_refused(size: object) -> None:
 def test_null_is_not_given_and_a_float_may_be_written_as_a_whole_number() -> None:
     named = {"text_input": "x", "top_k": None, "temperature": 0, "top_p": 1}
     message = generate_message(named, "m", "", stream=False)
-    request, _ = decode_text_request(message, INFO, streaming_rpc=True)
+    request, _ = at_once(decode_text_request(message, INFO, streaming_rpc=True))
     assert request.sampling.temperature == 0
     assert request.sampling.top_k == Sampling().top_k
 
@@ -88,7 +89,7 @@ def test_null_is_not_given_and_a_float_may_be_written_as_a_whole_number() -> Non
 def test_no_json_breaks_generate(given: dict[str, object]) -> None:
     with suppress(InvalidRequest, Unsupported):
         message = generate_message(given, "m", "", stream=True)
-        decode_text_request(message, INFO, streaming_rpc=True)
+        at_once(decode_text_request(message, INFO, streaming_rpc=True))
 
 
 @settings(deadline=None, max_examples=200)
@@ -107,7 +108,8 @@ def test_no_json_breaks_infer(
     sizes = {"binary_data_size": parameters}
     with suppress(InvalidRequest, Unsupported):
         asked = body(tensor, {**tensor, "parameters": sizes}, parameters=parameters)
-        decode_text_request(infer_message(asked, behind, "m", ""), INFO, streaming_rpc=True)
+        message = infer_message(asked, behind, "m", "")
+        at_once(decode_text_request(message, INFO, streaming_rpc=True))
 
 
 def test_the_deltas_of_a_whole_answer_are_joined_choice_by_choice() -> None:

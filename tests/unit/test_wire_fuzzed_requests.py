@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import Code, ServingError
 from runtime.rpc import CallInfo
+from tests.steps import at_once
 from tests.unit.wire_fuzz import requests
 from wire.inference_pb2 import ModelInferRequest
 from wire.text_request import decode_text_request, encode_text_request
@@ -33,12 +34,16 @@ def decoded(decode: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         return None
 
 
+def text_request(*arguments: Any, **more: Any) -> Any:
+    return at_once(decode_text_request(*arguments, **more))
+
+
 @many
 @given(requests(), st.booleans())
 def test_a_text_request_is_decoded_or_refused(
     message: ModelInferRequest, streaming_rpc: bool
 ) -> None:
-    found = decoded(decode_text_request, message, CallInfo(method=""), streaming_rpc=streaming_rpc)
+    found = decoded(text_request, message, CallInfo(method=""), streaming_rpc=streaming_rpc)
     if found is not None:
         request, selection = found
         again = encode_text_request(request, selection)
@@ -65,7 +70,7 @@ def test_a_damaged_message_is_no_message_or_another_one(
         other = ModelInferRequest.FromString(bytes(raw))
     except DecodeError:
         return
-    decoded(decode_text_request, other, CallInfo(method=""), streaming_rpc=True)
+    decoded(text_request, other, CallInfo(method=""), streaming_rpc=True)
 
 
 def test_the_strategy_makes_requests_of_both_kinds() -> None:
@@ -74,7 +79,7 @@ def test_the_strategy_makes_requests_of_both_kinds() -> None:
     @many
     @given(requests())
     def count(message: ModelInferRequest) -> None:
-        found = decoded(decode_text_request, message, CallInfo(method=""), streaming_rpc=True)
+        found = decoded(text_request, message, CallInfo(method=""), streaming_rpc=True)
         seen[found is not None] += 1
 
     count()

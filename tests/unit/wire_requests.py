@@ -7,6 +7,7 @@ import pytest
 
 from runtime.errors import InvalidRequest
 from runtime.rpc import CallInfo
+from tests.steps import at_once
 from wire.generate import GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
 from wire.sampling import Sampling
@@ -49,7 +50,7 @@ def sampling_json(**values: Any) -> str:
 def decode(
     message: ModelInferRequest, *, streaming_rpc: bool = True
 ) -> tuple[GenerateRequest, OutputSelection]:
-    return decode_text_request(message, INFO, streaming_rpc=streaming_rpc)
+    return at_once(decode_text_request(message, INFO, streaming_rpc=streaming_rpc))
 
 
 def request_of(message: ModelInferRequest) -> GenerateRequest:
