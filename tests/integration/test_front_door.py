@@ -1,6 +1,7 @@
 """The KServe text service over real gRPC with simulated engines."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,68 @@ async def test_an_empty_stream_ends_well(channel: RpcChannel) -> None:
     async with open_stream(channel) as stream:
         stream.half_close()
         assert [answer async for answer in stream] == []
+
+
+def ask_chat(request_id: str, text: str, *, stream: bool = True, **parameters: Any) -> Any:
+    request = ask(request_id, stream=stream, **parameters)
+    request.inputs[0].name = "messages"
+    request.raw_input_contents[0] = len(text).to_bytes(4, "little") + text.encode()
+    return request
+
+
+def conversation(content: Any = "Hi", *, gap: int = 0) -> str:
+    """Three messages; with a gap of 100,000 so long that they are read by parts."""
+    messages = [json.dumps({"role": "user", "content": it}) for it in ("Hi", content, "Hi")]
+    return f"[{(',' + ' ' * gap).join(messages)}]"
+
+
+LONG = 100_000
+
+
+async def test_a_long_conversation_is_answered_as_any_other(channel: RpcChannel) -> None:
+    expected = ids_of(await infer(channel, ask_chat("short", conversation(), stream=False)))
+    long = conversation(gap=LONG)
+    assert ids_of(await infer(channel, ask_chat("unary", long, stream=False))) == expected
+    async with open_stream(channel) as stream:
+        for name in ("a", "b"):
+            stream.send(ask_chat(name, long))
+        stream.half_close()
+        answers = [answer async for answer in stream]
+    assert ids_by_request(answers) == {"a": expected, "b": expected}
+
+
+async def test_long_conversations_that_are_refused_are_one_error_each_and_the_stream_ends(
+    channel: RpcChannel,
+) -> None:
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    async with open_stream(channel) as stream:
+        stream.send(ask_chat("deep", conversation(deep, gap=LONG)))
+        stream.send(ask_chat("broken", conversation(gap=LONG)[:-1]))
+        stream.send(ask_chat("good", conversation(gap=LONG)))
+        stream.half_close()
+        answers = [answer async for answer in stream]
+    errors = {it.infer_response.id: it.error_message for it in answers if it.error_message}
+    assert errors.keys() == {"deep", "broken"}
+    assert "messages: nested more than" in errors["deep"]
+    assert "messages: not valid JSON" in errors["broken"]
+    assert sum(is_final(it.infer_response) for it in answers if not it.error_message) == 1
+
+
+async def test_a_stream_cancelled_while_it_reads_long_conversations_begins_none(
+    model_folder: Path,
+) -> None:
+    async with running_stack(model_folder, sim=SLOW) as stack:
+        channel = RpcChannel(stack.grpc, rpc_types=rpc_types)
+        async with open_stream(channel) as stream:
+            for place in range(50):
+                stream.send(ask_chat(str(place), conversation(gap=LONG), max_tokens=4000))
+            await eventually(lambda: stack.engine_load > 0)
+        await eventually(lambda: stack.engine_load == 0 and stack.door.in_flight == 0)
+        assert len(ids_of(await infer(channel, ask(stream=False, max_tokens=4)))) == 4
+        assert stack.engine_load == 0
+        await channel.close()
 
 
 async def test_an_error_is_in_band_and_the_stream_lives_on(channel: RpcChannel) -> None:

@@ -147,6 +147,26 @@ async def test_stored_responses_are_listed_and_forgotten() -> None:
         assert caught.value.param == "previous_response_id"
 
 
+async def test_a_long_conversation_is_stored_listed_and_gone_on_from() -> None:
+    backend = ScriptedBackend()
+    items = [{"role": "user", "content": f"Hi {place}"} for place in range(5000)]
+    async with serving(backend) as http:
+        first = await post(http, input=items)
+        listed = await http.get(f"/v1/responses/{first['id']}/input_items")
+        second = await post(http, input="And?", previous_response_id=first["id"])
+        await post(http, input=items, previous_response_id=second["id"])
+    found = listed.json()["data"]
+    assert [it["content"][0]["text"] for it in found] == [it["content"] for it in items]
+    assert (found[0]["id"], found[-1]["id"]) == (
+        listed.json()["first_id"],
+        listed.json()["last_id"],
+    )
+    answer = {"role": "assistant", "content": first["output"][0]["content"][0]["text"]}
+    again = {"role": "user", "content": "And?"}
+    assert backend.requests[0].messages == items
+    assert backend.requests[2].messages == [*items, answer, again, answer, *items]
+
+
 async def test_what_is_not_to_be_stored_is_not() -> None:
     async with serving(ScriptedBackend()) as http, openai_for(http) as client:
         made = await client.responses.create(**ASK, store=False)

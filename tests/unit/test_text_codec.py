@@ -131,6 +131,10 @@ def test_only_long_texts_are_long(codec: TextCodec) -> None:
     parts = [{"type": "text", "text": long}]
     assert codec.is_long(request(prompt=long))
     assert codec.is_long(request(messages=[{"role": "user", "content": parts}]))
+    short = [{"role": "user", "content": "short"}]
+    described = [{"type": "function", "function": {"name": "f", "description": long}}]
+    assert codec.is_long(request(messages=short, tools=described))
+    assert not codec.is_long(request(messages=short))
     assert not codec.is_long(request(prompt="short"))
     assert not codec.is_long(request(prompt_token_ids=range(50_000)))
     assert codec.is_long(request(prompt_token_ids=range(50_000), echo=True))

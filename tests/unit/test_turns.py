@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.turns import call_in_turn, own_turn
+from runtime.turns import Steps, call_in_turn, in_turns, own_turn
 
 
 class Pieces:
@@ -114,3 +114,68 @@ def test_a_piece_that_fails_lets_the_others_go_on() -> None:
         await work(pieces, "a", 1)
 
     assert with_pieces(run).done == ["a"]
+
+
+def steps(pieces: Pieces, who: str, times: int) -> Steps[str]:
+    for _ in range(times):
+        yield
+        pieces.add(who)
+    return f"{who} is done"
+
+
+def test_steps_take_turns_with_all_others() -> None:
+    results = []
+
+    async def run(pieces: Pieces) -> None:
+        both = (in_turns(steps(pieces, who, 3)) for who in "ab")
+        results.extend(await asyncio.gather(*both, work(pieces, "c", 3)))
+
+    pieces = with_pieces(run)
+    assert Counter(pieces.done) == {"a": 3, "b": 3, "c": 3}
+    assert set(pieces.in_turn.values()) == {1}
+    assert results == ["a is done", "b is done", None]
+
+
+def test_without_a_long_piece_all_is_done_at_once() -> None:
+    async def run(pieces: Pieces) -> None:
+        async with own_turn():
+            assert await in_turns(steps(pieces, "a", 0)) == "a is done"
+            pieces.add("b")
+
+    assert with_pieces(run).in_turn == {0: 1}
+
+
+def test_a_step_that_fails_ends_it_and_lets_the_others_go_on() -> None:
+    def failing() -> Steps[None]:
+        yield
+        raise KeyError
+
+    async def run(pieces: Pieces) -> None:
+        with pytest.raises(KeyError):
+            await in_turns(failing())
+        await work(pieces, "a", 1)
+
+    assert with_pieces(run).done == ["a"]
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_steps_that_are_cancelled_are_closed_and_let_the_others_go_on(turns: int) -> None:
+    closed = []
+
+    def long() -> Steps[None]:
+        try:
+            while True:
+                yield
+        finally:
+            closed.append(True)
+
+    async def run(pieces: Pieces) -> None:
+        task = asyncio.create_task(in_turns(long()))
+        for _ in range(turns + 1):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await work(pieces, "a", 1)
+
+    assert with_pieces(run).done == ["a"]
+    assert closed == [True]
