@@ -96,6 +96,16 @@ async def own_turn() -> AsyncIterator[None]:
         turns.end()
 
 
+def at_once(steps: Steps[_Result]) -> _Result:
+    """Do all the work now."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            done: _Result = end.value
+            return done
+
+
 async def in_turns(steps: Steps[_Result]) -> _Result:
     """Do all the work, each piece in a turn of its own; what has no long piece is done at once."""
     turn: AbstractAsyncContextManager[None] = nullcontext()

@@ -125,16 +125,16 @@ def tensor_value(tensor: Tensor, kind: Kind) -> Any:
         raise InvalidRequest(
             f"tensor {name!r}: expected {kind.datatype}, got {tensor.datatype}", param=name
         )
+    if kind.single and tensor.values.size != 1:
+        raise InvalidRequest(
+            f"tensor {name!r}: expected one element, got {tensor.values.size}", param=name
+        )
     elements = tensor.values.ravel().tolist()
     if tensor.datatype == "BYTES":
         elements = [_utf8(name, element) for element in elements]
     if not kind.single:
         # TensorRT-LLM's clients send [""] for "none".
         return [element for element in elements if element != ""]
-    if len(elements) != 1:
-        raise InvalidRequest(
-            f"tensor {name!r}: expected one element, got {len(elements)}", param=name
-        )
     return decode_json(name, elements[0].encode()) if kind.json else elements[0]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import InternalError, InvalidRequest, Unsupported
+from runtime.turns import Steps, at_once
 from wire.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
 
 Array = npt.NDArray[Any]
@@ -44,6 +45,7 @@ _DATATYPES = {
     "BYTES": _Datatype("O", "bytes_contents"),
 }
 _MAX_RANK = 32
+_PART = 16_384  # elements, 1 ms of ints in typed contents
 _MAX_ELEMENTS = 2**48
 DATATYPES = frozenset(_DATATYPES)
 INTEGERS = frozenset(name for name in DATATYPES if "INT" in name)
@@ -69,13 +71,18 @@ def decode_inputs(message: ModelInferRequest) -> dict[str, Tensor]:
     Raises InvalidRequest naming the tensor for whatever is wrong with it; Unsupported for a tensor
     in shared memory.
     """
-    return _decode_all(message.inputs, message.raw_input_contents)
+    return at_once(decode_inputs_by_parts(message))
+
+
+def decode_inputs_by_parts(message: ModelInferRequest) -> Steps[dict[str, Tensor]]:
+    """Do the same, many thousands of elements by parts."""
+    return (yield from _decode_all(message.inputs, message.raw_input_contents))
 
 
 def decode_outputs(message: ModelInferResponse) -> dict[str, Tensor]:
     """Decode all outputs by name; raises InternalError when the peer wrote them wrongly."""
     try:
-        return _decode_all(message.outputs, message.raw_output_contents)
+        return at_once(_decode_all(message.outputs, message.raw_output_contents))
     except InvalidRequest as error:
         raise InternalError(f"malformed response: {error.message}") from error
 
@@ -119,11 +126,13 @@ def encode_bytes(elements: Iterable[bytes]) -> bytes:
     return b"".join([struct.pack("<I", len(it)) + it for it in elements])
 
 
-def decode_bytes(name: str, raw: bytes) -> list[bytes]:
+def decode_bytes(name: str, raw: bytes) -> Steps[list[bytes]]:
     """The elements of a raw BYTES tensor; raises InvalidRequest for bad framing."""
-    elements = []
+    elements: list[bytes] = []
     at, end = 0, len(raw)
     while at < end:
+        if len(elements) % _PART == _PART - 1:
+            yield
         start = at + 4
         if start > end:
             raise _bad(name, f"{end - at} bytes left over after its last BYTES element")
@@ -142,12 +151,12 @@ def encode_raw(name: str, datatype: str, values: Any) -> bytes:
     return raw
 
 
-def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Array:
+def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Steps[Array]:
     """The values of a raw tensor; raises InvalidRequest naming it when bytes and shape differ."""
     kind = _datatype(name, datatype)
     count = _element_count(name, shape)
     if datatype == "BYTES":
-        return _object_array(name, shape, count, decode_bytes(name, raw))
+        return _object_array(name, shape, count, (yield from decode_bytes(name, raw)))
     want = count * np.dtype(kind.stored).itemsize
     if len(raw) != want:
         raise _bad(name, f"shape {list(shape)} of {datatype} needs {want} bytes, got {len(raw)}")
@@ -184,7 +193,7 @@ def _add(
         )
 
 
-def _decode_all(headers: Sequence[_Header], raws: Sequence[bytes]) -> dict[str, Tensor]:
+def _decode_all(headers: Sequence[_Header], raws: Sequence[bytes]) -> Steps[dict[str, Tensor]]:
     for header in headers:
         _check_header(header, raw=bool(raws))
     if raws and len(raws) != len(headers):
@@ -195,7 +204,7 @@ def _decode_all(headers: Sequence[_Header], raws: Sequence[bytes]) -> dict[str, 
         if name in tensors:
             raise _bad(name, "given more than once")
         shape = tuple(header.shape)
-        values = (
+        values = yield from (
             decode_raw(name, datatype, shape, raws[at])
             if raws
             else _decode_typed(name, datatype, shape, header.contents)
@@ -225,7 +234,7 @@ def _raw_count_error(headers: Sequence[_Header], raws: int) -> InvalidRequest:
 
 def _decode_typed(
     name: str, datatype: str, shape: tuple[int, ...], contents: InferTensorContents
-) -> Array:
+) -> Steps[Array]:
     kind = _datatype(name, datatype)
     count = _element_count(name, shape)
     filled = [field.name for field, _ in contents.ListFields()]
@@ -236,14 +245,18 @@ def _decode_typed(
         raise _bad(name, f"{datatype} belongs in {kind.field}, not in {wrong[0]}")
     if count and not filled:
         raise _bad(name, "no data: neither raw nor typed contents")
-    elements = list(getattr(contents, kind.field)) if kind.field else []
-    if datatype == "BYTES":
-        return _object_array(name, shape, count, elements)
+    elements = getattr(contents, kind.field) if kind.field else []
     if len(elements) != count:
         raise _count_error(name, shape, count, len(elements))
+    if datatype == "BYTES":
+        return _object_array(name, shape, count, list(elements))
     if datatype == "BF16":
         return np.zeros(shape, np.float32)
-    return _stored(name, datatype, elements).reshape(shape)
+    parts = [_stored(name, datatype, elements[:_PART])]
+    for at in range(_PART, count, _PART):
+        yield
+        parts.append(_stored(name, datatype, elements[at : at + _PART]))
+    return np.concatenate(parts).reshape(shape)
 
 
 def _datatype(name: str, datatype: str) -> _Datatype:

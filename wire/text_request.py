@@ -36,7 +36,7 @@ from wire.sampling_inputs import (
     sampling_json,
     tensor_value,
 )
-from wire.tensors import Tensor, add_input, decode_inputs, is_typed
+from wire.tensors import Tensor, add_input, decode_inputs_by_parts, is_typed
 from wire.text_chat import chat_json, read_chat
 from wire.text_inputs import (
     DIMENSIONS,
@@ -74,7 +74,7 @@ def decode_text_request(
     parameter and `deadline_s` the rpc's deadline. Raises InvalidRequest naming the field, or
     Unsupported.
     """
-    tensors = decode_inputs(message)
+    tensors = yield from decode_inputs_by_parts(message)
     _check_names(tensors)
     parameters = read_parameters(message.parameters)
     prompt = _prompt_tensor(tensors)

@@ -6,6 +6,7 @@ of the text contract and answers with output_ids INT32 [k] and the parameter `co
 text_output BYTES [1].
 """
 
+from array import array
 from collections.abc import Sequence
 
 from runtime.errors import InvalidRequest, Unsupported
@@ -77,12 +78,12 @@ def encode_detokenize(model: str, token_ids: Sequence[int]) -> ModelInferRequest
     return message
 
 
-def decode_detokenize(message: ModelInferRequest) -> list[int]:
+def decode_detokenize(message: ModelInferRequest) -> "array[int]":
     """The ids in that request; raises InvalidRequest."""
     tensors = decode_inputs(message)
     if "input_ids" not in tensors:
         raise InvalidRequest("input_ids: missing", param="input_ids")
-    return read_token_ids(tensors["input_ids"]).tolist()
+    return read_token_ids(tensors["input_ids"])
 
 
 def encode_detokenized(message: ModelInferRequest, text: str) -> ModelInferResponse:

@@ -7,7 +7,7 @@ from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest
-from tests.steps import at_once
+from runtime.turns import at_once
 from wire.generate import GenerateRequest
 from wire.nesting import MAX_NESTING
 

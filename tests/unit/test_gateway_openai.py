@@ -12,7 +12,7 @@ from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import Origin
 from gateway_http.schema import ChatCompletionRequest, CompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
-from tests.steps import at_once
+from runtime.turns import at_once
 from wire.generate import TokenText
 
 ORIGIN = Origin(request_id="r1", endpoint="/v1/test")

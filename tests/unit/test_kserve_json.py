@@ -13,7 +13,7 @@ from gateway_http.kserve_json import InferBody, generate_message, infer_message
 from gateway_http.openai import decode_json
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.rpc import CallInfo
-from tests.steps import at_once
+from runtime.turns import at_once
 from wire.generate import ChoiceDelta, GenerateDelta, GenerateRequest, Usage
 from wire.sampling import Sampling
 from wire.tensors import DATATYPES, FLOATS, INTEGERS, decode_inputs

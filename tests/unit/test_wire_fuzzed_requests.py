@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import Code, ServingError
 from runtime.rpc import CallInfo
-from tests.steps import at_once
+from runtime.turns import at_once
 from tests.unit.wire_fuzz import requests
 from wire.inference_pb2 import ModelInferRequest
 from wire.text_request import decode_text_request, encode_text_request

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import InvalidRequest
-from tests.steps import at_once
+from runtime.turns import at_once
 from wire.items import each_item, read_items, take_items
 from wire.nesting import MAX_NESTING
 

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.errors import InvalidRequest
 from runtime.rpc import CallInfo
-from tests.steps import at_once
+from runtime.turns import at_once
 from wire.generate import GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
 from wire.sampling import Sampling
