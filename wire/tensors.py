@@ -45,7 +45,9 @@ _DATATYPES = {
     "BYTES": _Datatype("O", "bytes_contents"),
 }
 _MAX_RANK = 32
+_MAX_TEXTS = 65_536  # of an input; making its array takes 1 ms
 _PART = 16_384  # elements, 1 ms of ints in typed contents
+_PART_TEXTS = 4096  # the same of raw BYTES
 _MAX_ELEMENTS = 2**48
 DATATYPES = frozenset(_DATATYPES)
 INTEGERS = frozenset(name for name in DATATYPES if "INT" in name)
@@ -76,6 +78,9 @@ def decode_inputs(message: ModelInferRequest) -> dict[str, Tensor]:
 
 def decode_inputs_by_parts(message: ModelInferRequest) -> Steps[dict[str, Tensor]]:
     """Do the same, many thousands of elements by parts."""
+    for header in message.inputs:
+        if header.datatype == "BYTES" and _element_count(header.name, header.shape) > _MAX_TEXTS:
+            raise _bad(header.name, f"more than {_MAX_TEXTS} texts")
     return (yield from _decode_all(message.inputs, message.raw_input_contents))
 
 
@@ -131,7 +136,7 @@ def decode_bytes(name: str, raw: bytes) -> Steps[list[bytes]]:
     elements: list[bytes] = []
     at, end = 0, len(raw)
     while at < end:
-        if len(elements) % _PART == _PART - 1:
+        if len(elements) % _PART_TEXTS == _PART_TEXTS - 1:
             yield
         start = at + 4
         if start > end:

@@ -18,6 +18,7 @@ from wire.tensors import (
     add_input,
     add_output,
     decode_inputs,
+    decode_inputs_by_parts,
     decode_outputs,
     encode_raw,
     is_typed,
@@ -296,3 +297,30 @@ def test_no_bytes_break_the_decoder(raw: bytes, datatype: str, shape: list[int])
     message.inputs.add(name="x", datatype=datatype, shape=shape)
     with contextlib.suppress(InvalidRequest):
         assert list(decode_inputs(message)["x"].shape) == shape
+
+
+@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize(
+    ("datatype", "values"),
+    [
+        ("INT32", np.arange(100_000)),
+        ("UINT64", np.arange(50_000).astype(np.uint64) + 2**63),
+        ("FP32", np.arange(50_000) / 4),
+        ("BYTES", [b"x" * (place % 9) for place in range(65_536)]),
+    ],
+    ids=["INT32", "UINT64", "FP32", "BYTES"],
+)
+def test_many_elements_are_read_by_parts_and_come_through(datatype, values, typed) -> None:
+    message = ModelInferRequest()
+    add_input(message, "a", datatype, (2, len(values) // 2), values, typed=typed)
+    assert decode_inputs(message)["a"].values.ravel().tolist() == list(values)
+    by_parts = typed == (datatype != "BYTES")
+    assert (sum(1 for _ in decode_inputs_by_parts(message)) > 2) == by_parts
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_more_texts_than_anyone_needs_are_refused(typed: bool) -> None:
+    message = ModelInferRequest()
+    add_input(message, "a", "BYTES", (65_537,), [b""] * 65_537, typed=typed)
+    with pytest.raises(InvalidRequest, match="'a': more than 65536 texts"):
+        decode_inputs(message)
