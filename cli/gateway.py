@@ -83,6 +83,7 @@ async def _run(config: GatewayProcessConfig) -> None:
     from gateway_http.kserve_backend import KServeBackend
     from gateway_http.metered import MeteredBackend
     from runtime.grpc_client import RpcChannel
+    from runtime.process import settle_memory
     from runtime.status_server import StatusServer
     from runtime.tracing import start_tracing
     from wire.pool import rpc_types
@@ -145,6 +146,7 @@ async def _run(config: GatewayProcessConfig) -> None:
             if config.ready_file is not None:
                 write_ready_file(config.ready_file, bound)
                 resources.callback(remove_ready_file, config.ready_file)
+            settle_memory()
             _LOG.info("ready: %s for %s", bound["http"], config.target)
             _LOG.info("stopping: %s", await stop.wait())
             await run_stages(_stop_stages(config, http))

@@ -154,6 +154,7 @@ class RouterProcess:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Follow the fleet, wait for the model's first worker, open the port, register."""
+        from runtime.process import settle_memory
         from runtime.ready_file import write_ready_file
         from runtime.status_server import StatusServer
 
@@ -173,6 +174,7 @@ class RouterProcess:
         bound |= {"grpc": address, "models": [model.card.name]}
         if config.ready_file is not None:
             write_ready_file(config.ready_file, bound)
+        settle_memory()
         _LOG.info("ready: %s on %s", model.card.name, address)
 
     async def _first_model(self) -> "ServedModel":

@@ -29,6 +29,7 @@ from runtime.errors import (
     WorkerLost,
 )
 from runtime.rpc_client import RpcCaller, RpcStream
+from runtime.turns import own_turn
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest, OnText, Tokenized
@@ -121,7 +122,9 @@ class KServeBackend:
         Until the first delta a request that finds its server stopping is sent again: another one
         may answer at the same address.
         """
-        message = encode_text_request(request, OutputSelection(outputs=_outputs_of(request)))
+        selection = OutputSelection(outputs=_outputs_of(request))
+        async with own_turn():
+            message = encode_text_request(request, selection)
         stream: RpcStream
         delta: GenerateDelta
         with counted(self._limits, request.principal), self._asking():
@@ -139,7 +142,8 @@ class KServeBackend:
 
     async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
         """Encode a request's prompt."""
-        message = encode_tokenize(request, with_strings=with_strings)
+        async with own_turn():
+            message = encode_tokenize(request, with_strings=with_strings)
         return decode_tokenized(await self._describe("ModelInfer", message))
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
