@@ -11,6 +11,7 @@ from benchmarks import (
     token_path,
     turns,
     turns_bodies,
+    turns_tensors,
 )
 from benchmarks.overload import command as overload
 from benchmarks.routing import command as routing
@@ -28,6 +29,7 @@ COMMANDS = {
     "router-follow": router_follow,
     "turns": turns,
     "turns-bodies": turns_bodies,
+    "turns-tensors": turns_tensors,
 }
 
 

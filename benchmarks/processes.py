@@ -73,6 +73,14 @@ def another_front(beside: Process) -> Iterator[Process]:
 
 
 @contextmanager
+def gateway_before(front: Process, module: str = PENSTOCK) -> Iterator[Process]:
+    """Run a gateway before a front door; `module` is run as penstock is, in its place."""
+    how = ("gateway", "--target", front.ready["grpc"], "--http-port", "0")
+    with _running(front.log.parent, {"gateway": how}, (), {"gateway": module}) as (gateway,):
+        yield gateway
+
+
+@contextmanager
 def _running(
     folder: Path,
     commands: Mapping[str, Sequence[str]],
@@ -118,10 +126,11 @@ def _start(
     folder: Path, name: str, arguments: Sequence[str], behind: Sequence[str]
 ) -> subprocess.Popen[bytes]:
     """Start a penstock process with free ports; those of one `folder` find each other."""
-    command = [sys.executable, *arguments]
-    command += ["--metrics-port", "0", "--grpc-port", "0"]
+    command = [sys.executable, *arguments, "--metrics-port", "0"]
     command += ["--ready-file", str(folder / f"{name}.json")]
-    command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]
+    if "--target" not in arguments:
+        command += ["--grpc-port", "0"]
+        command += ["--discovery", "file", "--discovery-path", str(folder / "discovery")]
     command += ["--log-level", "warning", "--log-format", "json", *behind]
     # An installed package has its bytecode: a first start writes it, where the shell forbids that.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}

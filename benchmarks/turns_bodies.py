@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import MODEL, fleet
+from benchmarks.processes import MODEL, Process, fleet, gateway_before
 from benchmarks.turns import COLUMNS, WORKER, columns
 from benchmarks.turns_front import FILE_VARIABLE
 from server.text.tokenizer import Tokenizer, load_tokenizer
@@ -164,6 +165,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=131_000, help="of a body, about")
     parser.add_argument("--requests", type=int, default=20, help="of each kind")
     parser.add_argument("--streams", type=int, default=1, help="requests at a time")
+    parser.add_argument("--gateway", action="store_true", help="of a gateway before the front door")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -178,14 +180,25 @@ def run(options: argparse.Namespace) -> int:
         os.environ[FILE_VARIABLE] = str(file)
         for kind in options.kinds or KINDS:
             made = [_encoded(getattr(bodies, kind)) for _ in range(options.requests)]
-            with fleet(worker=WORKER, front_module="benchmarks.turns_front") as (front, _):
+            with _measured(gateway=options.gateway) as process:
                 began_s = time.monotonic()
-                answers = asyncio.run(_send(front.ready["http"], made, options.streams))
+                answers = asyncio.run(_send(process.ready["http"], made, options.streams))
                 turns = columns(file, began_s)
             shown = ", ".join(f"{count} x {status}" for status, count in answers.items())
             table.add_row(kind, *turns, shown)
     Console().print(table)
     return 0
+
+
+@contextmanager
+def _measured(*, gateway: bool) -> Iterator[Process]:
+    module = "benchmarks.turns_front"
+    if not gateway:
+        with fleet(worker=WORKER, front_module=module) as (front, _):
+            yield front
+        return
+    with fleet(worker=WORKER) as (front, _), gateway_before(front, module) as before:
+        yield before
 
 
 def _encoded(make: Callable[[], _Body]) -> tuple[str, bytes]:

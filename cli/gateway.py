@@ -143,10 +143,10 @@ async def _run(config: GatewayProcessConfig) -> None:
             bound: dict[str, object] = {"http": await http.start()}
             resources.push_async_callback(http.stop, 0)
             bound["metrics"] = status.start()
+            settle_memory()
             if config.ready_file is not None:
                 write_ready_file(config.ready_file, bound)
                 resources.callback(remove_ready_file, config.ready_file)
-            settle_memory()
             _LOG.info("ready: %s for %s", bound["http"], config.target)
             _LOG.info("stopping: %s", await stop.wait())
             await run_stages(_stop_stages(config, http))

@@ -172,9 +172,9 @@ class RouterProcess:
         address = await self._open(model, tasks)
         await self._register(model, address, str(bound["metrics"]))
         bound |= {"grpc": address, "models": [model.card.name]}
+        settle_memory()
         if config.ready_file is not None:
             write_ready_file(config.ready_file, bound)
-        settle_memory()
         _LOG.info("ready: %s on %s", model.card.name, address)
 
     async def _first_model(self) -> "ServedModel":
