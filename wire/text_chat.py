@@ -7,7 +7,7 @@ import msgspec
 from runtime.errors import InvalidRequest
 from runtime.turns import Steps
 from wire.generate import GenerateRequest
-from wire.items import each_item, take_items
+from wire.items import LONG_BYTES, each_item, take_items
 from wire.nesting import check_nesting
 from wire.sampling_inputs import TEXT, decode_json, tensor_value
 from wire.tensors import Tensor
@@ -32,6 +32,8 @@ def read_chat(tensor: Tensor) -> Steps[dict[str, Any]]:
 
     Raises InvalidRequest naming the field.
     """
+    if tensor.datatype == "BYTES" and any(len(it) >= LONG_BYTES for it in tensor.values.flat):
+        yield
     text = tensor_value(tensor, TEXT).encode()
     if text.lstrip().startswith(b"["):
         text = b'{"messages":%b}' % text
