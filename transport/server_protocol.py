@@ -97,9 +97,10 @@ class ServerProtocol(Shell[Connection]):
         for event in self._connection.receive(data, self._note_read()):
             self._handle(event)
         self.flush()
-        if len(data) >= _MUCH_BYTES and self._transport is not None:
+        transport = self._transport
+        if len(data) >= _MUCH_BYTES and transport is not None and not transport.is_closing():
             # The loop reads a socket up to 32 times a turn, 8 MiB in which nobody else gets on.
-            self._transport.pause_reading()
+            transport.pause_reading()
             self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
