@@ -19,6 +19,7 @@ from runtime.errors import (
 from runtime.rpc import CallHandler, CallInfo, StreamHandler, UnaryHandler
 from runtime.rpc_calls import Parse
 from runtime.rpc_status import status_of
+from runtime.turns import own_turn
 from transport.grpc_codec import (
     IDENTITY,
     Encoding,
@@ -32,6 +33,7 @@ from transport.grpc_codec import (
 from transport.streams import Streams
 
 _OK = trailers(Code.OK, "", ())
+_LONG_BYTES = 64 * 1024  # of a message: parsing 131,000 numbers takes 1 ms
 _TURN_BYTES = 64 * 1024
 
 
@@ -288,9 +290,9 @@ class UnaryCall(ServerCall):
     def _half_close(self) -> None:
         if self._request is None:
             raise InvalidRequest("a unary call takes one message, and none came")
-        message = self._parse(self._request)
-        self._request = b""
-        self._task = asyncio.get_running_loop().create_task(self._run(message))
+        data, self._request = self._request, b""
+        run = self._run_long(data) if len(data) >= _LONG_BYTES else self._run(self._parse(data))
+        self._task = asyncio.get_running_loop().create_task(run)
         # Not from within: a task that is cancelled before its first step runs no `finally`.
         self._task.add_done_callback(self._returned)
 
@@ -307,6 +309,16 @@ class UnaryCall(ServerCall):
     def _returned(self, _: "asyncio.Task[None]") -> None:
         if self._gone:
             super()._report()
+
+    async def _run_long(self, data: bytes) -> None:
+        async with own_turn():
+            try:
+                message = self._parse(data)
+            except Exception as error:  # noqa: BLE001 - as for a short one
+                self.fail_from_outside(shown_error(error, where=self.info.method))
+                return
+        del data
+        await self._run(message)
 
     async def _run(self, message: Any) -> None:
         try:
