@@ -33,7 +33,7 @@ from transport.grpc_codec import (
 from transport.streams import Streams
 
 _OK = trailers(Code.OK, "", ())
-_LONG_BYTES = 64 * 1024  # of a message: parsing 131,000 numbers takes 1 ms
+_LONG_BYTES = 32 * 1024  # of a message: 131,000 numbers, 260 KB, are parsed in 1 ms
 _TURN_BYTES = 64 * 1024
 
 
