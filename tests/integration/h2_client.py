@@ -48,7 +48,10 @@ class H2Client:
         given = _ordered(base, path, headers)
         self.h2.send_headers(stream_id, given, end_stream=message is None)
         if message is not None:
-            self.h2.send_data(stream_id, pack_message(message), end_stream=True)
+            packed, size = pack_message(message), self.h2.max_outbound_frame_size
+            for at in range(0, len(packed), size):
+                self.h2.send_data(stream_id, packed[at : at + size])
+            self.h2.end_stream(stream_id)
         await self.flush()
         return await self.answer(stream_id)
 
