@@ -117,6 +117,18 @@ class Bodies:
             "tool_choice": "none",
         }
 
+    def chat_tool(self) -> _Body:
+        """One tool with eight thousand properties."""
+        text = {"type": "string", "description": self._text(16_000)}
+        parameters = {"type": "object", "properties": {f"p{it}": text for it in range(8000)}}
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        messages = self._messages(1001)[:1]
+        return "/v1/chat/completions", {"messages": messages, "tools": tools, "tool_choice": "none"}
+
+    def chat_parts(self) -> _Body:
+        """One message of eight thousand parts."""
+        return "/v1/chat/completions", {"messages": self._parts("text")}
+
     def kserve_chat(self) -> _Body:
         """Eight thousand messages by KServe's name."""
         text = msgspec.json.encode(self._messages(8001)).decode()
@@ -134,6 +146,10 @@ class Bodies:
         """Eight thousand."""
         return "/v1/responses", {"input": self._messages(8001), "max_output_tokens": 1}
 
+    def responses_parts(self) -> _Body:
+        """One of eight thousand parts."""
+        return "/v1/responses", {"input": self._parts("input_text"), "max_output_tokens": 1}
+
     def messages(self) -> _Body:
         """The same in Anthropic's form."""
         return "/v1/messages", {"messages": self._messages(1001)}
@@ -141,6 +157,10 @@ class Bodies:
     def messages_short(self) -> _Body:
         """Eight thousand."""
         return "/v1/messages", {"messages": self._messages(8001)}
+
+    def messages_parts(self) -> _Body:
+        """One of eight thousand parts."""
+        return "/v1/messages", {"messages": self._parts("text")}
 
     def _text(self, parts: int = 1) -> str:
         return " ".join(self._random.choice(_WORDS) for _ in range(self._size // parts))
@@ -154,6 +174,10 @@ class Bodies:
         roles = itertools.cycle(("user", "assistant"))
         texts = (self._text(count) for _ in range(count))
         return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+    def _parts(self, kind: str) -> list[dict[str, Any]]:
+        parts = [{"type": kind, "text": self._text(8000)} for _ in range(8000)]
+        return [{"role": "user", "content": parts}]
 
 
 KINDS = [name for name in vars(Bodies) if not name.startswith("_")]

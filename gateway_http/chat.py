@@ -4,13 +4,15 @@ from typing import Any
 
 from gateway_http.openai import sampling_of
 from gateway_http.origin import Origin
+from gateway_http.parts import text_in
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
 from runtime.turns import Steps
 from wire.generate import GenerateRequest
 from wire.items import each_item
-from wire.nesting import check_nesting
+from wire.nesting import nesting_steps
 
+_TEXTS = ("text",)
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 
@@ -21,7 +23,7 @@ def chat_request(body: ChatCompletionRequest, origin: Origin) -> Steps[GenerateR
     if body.echo:
         raise UnsupportedValue("echo: not supported for chat", param="echo")
     yield from each_item(body.messages, "messages", _check_message)
-    check_nesting(body.chat_template_kwargs, "chat_template_kwargs")
+    yield from nesting_steps(body.chat_template_kwargs, "chat_template_kwargs")
     yield from each_item(body.tools, "tools")
     yield from each_item(body.functions, "functions")
     tools, tool_choice = _tools(body)
@@ -87,22 +89,22 @@ def _check_message(place: int, message: dict[str, Any]) -> None:
         raise InvalidRequest(f"{at}.content: missing", param=f"{at}.content")
     if isinstance(content, list):
         for number, part in enumerate(content):
-            _check_part(f"{at}.content[{number}]", part)
+            if text_in(part, _TEXTS) is None:
+                _refuse_part(f"{at}.content[{number}]", part)
     elif content is not None and not isinstance(content, str):
         raise InvalidRequest(
             f"{at}.content: expected text or a list of parts", param=f"{at}.content"
         )
 
 
-def _check_part(at: str, part: Any) -> None:
+def _refuse_part(at: str, part: Any) -> None:
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise InvalidRequest(f"{at}: expected an object with a type", param=at)
     if part["type"] != "text":
         raise UnsupportedValue(
             f"{at}.type: {part['type']!r} is not supported by this model", param=f"{at}.type"
         )
-    if not isinstance(part.get("text"), str):
-        raise InvalidRequest(f"{at}.text: expected text", param=f"{at}.text")
+    raise InvalidRequest(f"{at}.text: expected text", param=f"{at}.text")
 
 
 def _check_calls(at: str, calls: Any) -> None:

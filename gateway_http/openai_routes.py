@@ -17,7 +17,12 @@ from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
 from gateway_http.openai import checked_body
 from gateway_http.origin import origin_of
-from gateway_http.schema import CHAT_LISTS, ChatCompletionRequest, CompletionRequest, GenerationBody
+from gateway_http.schema import (
+    CHAT_FIELDS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationBody,
+)
 from gateway_http.sse import ChunkWriter
 from gateway_http.whole_answer import WholeAnswer
 from runtime.turns import in_turns
@@ -66,7 +71,7 @@ def add_openai(app: EndpointApp, backend: Backend, config: GatewayConfig) -> Non
 
     async def chat_completions(request: Request) -> Response:
         source = origin_of(request, "chatcmpl", config.request_timeout_s)
-        body = checked_body(await read_body(request, config, ChatCompletionRequest, *CHAT_LISTS))
+        body = checked_body(await read_body(request, config, ChatCompletionRequest, *CHAT_FIELDS))
         asked = await in_turns(chat_request(body, source))
         reasoning = body.include_reasoning is not False
         return answer(body, [asked], asked.request_id, asked.sampling.logprobs, reasoning=reasoning)

@@ -14,7 +14,7 @@ from gateway_http.endpoints import EndpointApp
 from gateway_http.intake import read_json_body
 from gateway_http.openai import checked_body, decode_json
 from gateway_http.origin import RANK_HEADER, WORKER_HEADER, origin_of
-from gateway_http.schema import CHAT_LISTS, ChatCompletionRequest, CompletionRequest
+from gateway_http.schema import CHAT_FIELDS, ChatCompletionRequest, CompletionRequest
 from gateway_http.token_lists import take_ids
 from runtime.turns import in_turns
 from wire.generate import GenerateRequest, Routing
@@ -61,7 +61,7 @@ def add_routing(app: EndpointApp, routing: Routing, config: GatewayConfig) -> No
         data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         asked: GenerateRequest
         if (await parse_json(data, _Chosen)).messages != _NULL:
-            chat = checked_body(await as_struct(data, config, ChatCompletionRequest, *CHAT_LISTS))
+            chat = checked_body(await as_struct(data, config, ChatCompletionRequest, *CHAT_FIELDS))
             asked = await in_turns(chat_request(chat, source))
         else:
             data, ids = await take_ids(data, "prompt", lists=1)

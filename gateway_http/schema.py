@@ -106,7 +106,7 @@ class ChatCompletionRequest(GenerationBody, frozen=True, kw_only=True):
     echo: Any = None
 
 
-CHAT_LISTS = ("messages", "tools", "functions")
+CHAT_FIELDS = ("messages", "tools", "functions", "chat_template_kwargs")
 """The fields of a chat that may be long."""
 
 

@@ -19,6 +19,8 @@ from wire.generate import Backend, GenerateRequest
 from wire.items import each_item
 from wire.sampling import Sampling, TokenId
 
+_LONG_FIELDS = ("messages", "tools", "chat_template_kwargs")
+
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt, or messages as for a chat completion."""
@@ -84,7 +86,7 @@ def add_tokenize(app: EndpointApp, backend: Backend, config: GatewayConfig) -> N
 
     async def tokenize(request: Request) -> Response:
         origin = origin_of(request, "tok", config.request_timeout_s, dry_run=True)
-        body = await read_body(request, config, TokenizeRequest, "messages", "tools")
+        body = await read_body(request, config, TokenizeRequest, *_LONG_FIELDS)
         asked = await in_turns(tokenize_request(body, origin.request_id))
         found = await backend.tokenize(asked, with_strings=bool(body.return_token_strs))
         strings = found.token_strings

@@ -1,7 +1,7 @@
-"""Long lists of JSON objects or texts, read and gone through by parts.
+"""Long JSON, read and gone through by parts.
 
-A conversation of thousands of messages takes milliseconds in one piece. These yield between two
-parts; whoever runs on an event loop drives them with `runtime.turns.in_turns`.
+A conversation of thousands of messages takes milliseconds in one piece. These yield before each
+part; whoever runs on an event loop drives them with `runtime.turns.in_turns`.
 """
 
 import re
@@ -11,42 +11,54 @@ from typing import Any
 import msgspec
 
 from runtime.turns import Steps
-from wire.nesting import check_nesting
+from wire.nesting import nesting_steps
 from wire.type_errors import type_error
 
 LONG_BYTES = 64 * 1024
 """From there on JSON is read in a turn of its own, or by parts."""
 _PART_BYTES = 32 * 1024  # 850 tiny messages, 0.2 ms; of schemas more
 _PART_ITEMS = 256
-_FIRST = re.compile(rb'\s*\[\s*([{"])')
+_LEVELS = 8  # in which what is long is looked for: each level takes another look at all below it
+_FIRST = re.compile(rb"\s*([\[{])")
+_FIRST_ITEM = re.compile(rb'\s*\[\s*([{"])')
 _PLACE = re.compile(r"`\$\[(\d+)\]")
-_OBJECTS = msgspec.json.Decoder(list[dict[str, Any]])
-_TEXTS = msgspec.json.Decoder(list[str])
+_List = msgspec.json.Decoder[list[Any]]
+_ANY: _List = msgspec.json.Decoder(list[Any])
+_OF_KIND: dict[bytes, _List] = {
+    b"{": msgspec.json.Decoder(list[dict[str, Any]]),
+    b'"': msgspec.json.Decoder(list[str]),
+}
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _apart = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_NOT_VALID = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def take_items(data: bytes, names: Sequence[str]) -> Steps[tuple[bytes, dict[str, list[Any]]]]:
-    """Take long lists out of a long object: it with the first item of each, and the lists by name.
+def take_items(data: bytes, names: Sequence[str]) -> Steps[tuple[bytes, dict[str, Any]]]:
+    """Take long lists and objects out of a long object: it with little in their place, and they.
 
-    The first item keeps its place, for the decoder of the whole to say what a field may be. What is
-    short, or not valid, stays as it is. Raises what read_items does.
+    A list keeps an empty item of its kind, for the decoder of the whole to say what a field may be.
+    What is short, not valid, or a list of anything but objects or texts stays as it is. Raises what
+    read_items does.
     """
     if not names or len(data) < LONG_BYTES:
         return data, {}
     yield
+    taken: dict[str, Any] = {}
     try:
         fields = _fields(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        for name in names:
+            text = bytes(fields.get(name, b""))
+            first = _FIRST.match(text) if len(text) >= LONG_BYTES else None
+            if first is None:
+                continue
+            if first[1] == b"{":
+                taken[name] = yield from _read_object(text, _LEVELS)
+                fields[name] = msgspec.Raw(b"{}")
+            elif (items := (yield from read_items(text, name))) is not None:
+                taken[name] = items
+                fields[name] = msgspec.Raw(b"[{}]" if isinstance(items[0], dict) else b'[""]')
+    except _NOT_VALID:
         return data, {}
-    taken = {}
-    for name in names:
-        text = bytes(fields.get(name, b""))
-        if len(text) < LONG_BYTES:
-            continue
-        if (items := (yield from read_items(text, name))) is not None:
-            taken[name] = items
-            fields[name] = msgspec.Raw(msgspec.json.encode(items[:1]))
     return (msgspec.json.encode(fields), taken) if taken else (data, {})
 
 
@@ -56,31 +68,69 @@ def read_items(text: bytes, param: str) -> Steps[list[Any] | None]:
     None if it is no such list, or not valid: for a decoder of the whole, which may say why. Raises
     InvalidRequest naming the first item of another kind.
     """
-    first = _FIRST.match(text)
+    first = _FIRST_ITEM.match(text)
     if first is None:
         return None
-    decoder: msgspec.json.Decoder[list[Any]] = _OBJECTS if first[1] == b"{" else _TEXTS
     items: list[Any] = []
-    yield
     try:
-        apart = _apart(text)
-        while len(items) < len(apart):
-            yield
-            items += decoder.decode(_part(apart, len(items)))
+        yield from _read_list(text, _LEVELS, items, first[1])
     except msgspec.ValidationError as error:
         before = len(items)
         raise type_error(
             _PLACE.sub(lambda it: f"`$.{param}[{before + int(it[1])}]", str(error))
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _NOT_VALID:
         return None
     return items
+
+
+def _read(text: bytes, levels: int) -> Steps[Any]:
+    """Decode JSON by parts. Raises what msgspec's decoder does."""
+    first = _FIRST.match(text) if levels and len(text) >= LONG_BYTES else None
+    if first is None:
+        return msgspec.json.decode(text)
+    if first[1] == b"{":
+        return (yield from _read_object(text, levels))
+    items: list[Any] = []
+    yield from _read_list(text, levels, items)
+    return items
+
+
+def _read_object(text: bytes, levels: int) -> Steps[dict[str, Any]]:
+    yield
+    made: dict[str, Any] = {}
+    size = 0
+    for name, value in _fields(text).items():
+        if size >= _PART_BYTES:
+            yield
+            size = 0
+        size += len(value)
+        made[name] = yield from _read(bytes(value), levels - 1)
+    return made
+
+
+def _read_list(
+    text: bytes, levels: int, items: list[Any], kind: bytes | None = None
+) -> Steps[None]:
+    """Add the items of a list to `items`. With a kind they are all of it."""
+    decoder = _ANY if kind is None else _OF_KIND[kind]
+    yield
+    apart = _apart(text)
+    while len(items) < len(apart):
+        yield
+        next_one = apart[len(items)]
+        if len(next_one) >= LONG_BYTES and kind in (None, bytes(next_one)[:1]):
+            items.append((yield from _read(bytes(next_one), levels - 1)))
+        else:
+            items += decoder.decode(_part(apart, len(items)))
 
 
 def _part(apart: Sequence[msgspec.Raw], at: int) -> bytes:
     """The items from `at` on, as many as are decoded in one piece, as a list of their own."""
     end, size = at, 0
     while end < len(apart) and size < _PART_BYTES:
+        if end > at and len(apart[end]) >= LONG_BYTES:
+            break
         size += len(apart[end])
         end += 1
     return b"[%b]" % b",".join(apart[at:end])
@@ -93,13 +143,16 @@ def each_item(
 
     Raises InvalidRequest naming `param`, or what `do` does.
     """
-    items = items or ()
-    for at in range(0, len(items), _PART_ITEMS):
-        if len(items) > _PART_ITEMS:
+    if not items:
+        return
+    is_long = yield from nesting_steps(items, param)
+    if do is None:
+        return
+    if is_long:
+        yield
+    for place, item in enumerate(items):
+        if place % _PART_ITEMS == _PART_ITEMS - 1:
             yield
-        part = items[at : at + _PART_ITEMS]
-        check_nesting(part, param)
-        if do is None:
-            continue
-        for place, item in enumerate(part, at):
-            do(place, item)
+        do(place, item)
+    if is_long:
+        yield

@@ -7,8 +7,8 @@ import msgspec
 from runtime.errors import InvalidRequest
 from runtime.turns import Steps
 from wire.generate import GenerateRequest
-from wire.items import LONG_BYTES, each_item, take_items
-from wire.nesting import check_nesting
+from wire.items import LONG_BYTES, take_items
+from wire.nesting import nesting_steps
 from wire.sampling_inputs import TEXT, decode_json, tensor_value
 from wire.tensors import Tensor
 from wire.type_errors import type_error
@@ -24,7 +24,7 @@ class _Chat(msgspec.Struct, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-_LISTS = (MESSAGES, "tools")
+_LONG_FIELDS = (MESSAGES, "tools", "chat_template_kwargs")
 
 
 def read_chat(tensor: Tensor) -> Steps[dict[str, Any]]:
@@ -37,17 +37,15 @@ def read_chat(tensor: Tensor) -> Steps[dict[str, Any]]:
     text = tensor_value(tensor, TEXT).encode()
     if text.lstrip().startswith(b"["):
         text = b'{"messages":%b}' % text
-    text, taken = yield from take_items(text, _LISTS)
+    text, taken = yield from take_items(text, _LONG_FIELDS)
     try:
         chat = msgspec.convert(decode_json(MESSAGES, text), _Chat)
     except msgspec.ValidationError as error:
         wrong = type_error(str(error))
         raise InvalidRequest(f"{MESSAGES}: {wrong.message}", param=MESSAGES) from None
     fields = {name: getattr(chat, name) for name in _Chat.__struct_fields__} | taken
-    for name in _LISTS:
-        yield from each_item(fields[name], name)
-    for name in fields.keys() - _LISTS:
-        check_nesting(fields[name], name)
+    for name, field in fields.items():
+        yield from nesting_steps(field, name)
     return fields
 
 

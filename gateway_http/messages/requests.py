@@ -7,12 +7,14 @@ import msgspec
 
 from gateway_http.messages.bodies import MessagesRequest, Prompt
 from gateway_http.origin import Origin
+from gateway_http.parts import text_in
 from runtime.errors import InvalidRequest, UnsupportedValue
 from runtime.turns import Steps
 from wire.generate import GenerateRequest
 from wire.items import each_item
 from wire.sampling import Sampling, make_sampling
 
+_TEXTS = ("text",)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -112,20 +114,20 @@ def _add_message(messages: list[dict[str, Any]], place: int, message: dict[str, 
     made: dict[str, Any] = {"role": role, "content": None}
     texts: list[str] = []
     for number, block in enumerate(content):
-        _add_block(messages, made, texts, block, f"{at}.content[{number}]")
+        text = text_in(block, _TEXTS)
+        if text is None:
+            _add_block(messages, made, block, f"{at}.content[{number}]")
+        else:
+            texts.append(text)
     if texts:
         made["content"] = "\n".join(texts)
     if len(made) > 2 or texts:
         messages.append(made)
 
 
-def _add_block(
-    messages: list[dict[str, Any]], made: dict[str, Any], texts: list[str], block: Any, at: str
-) -> None:
-    """Add to the message `made` and its `texts`; results of tools are messages of their own."""
+def _add_block(messages: list[dict[str, Any]], made: dict[str, Any], block: Any, at: str) -> None:
+    """Add to the message `made`; results of tools are messages of their own."""
     match block:
-        case {"type": "text", "text": str(text)}:
-            texts.append(text)
         case {"type": "thinking", "thinking": str(text)}:
             made["reasoning"] = text
         case {"type": "redacted_thinking"}:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from gateway_http.parts import text_in
 from runtime.errors import InvalidRequest, UnsupportedValue
 from runtime.turns import Steps
 from wire.items import each_item
@@ -74,10 +75,14 @@ def _text(content: Any, at: str) -> str:
         return content
     if not isinstance(content, list):
         raise InvalidRequest(f"{at}: expected text or a list of parts", param=at)
-    return "\n".join(_part(part, f"{at}[{place}]") for place, part in enumerate(content))
+    texts = []
+    for place, part in enumerate(content):
+        text = text_in(part, _TEXTS)
+        texts.append(_other_text(part, f"{at}[{place}]") if text is None else text)
+    return "\n".join(texts)
 
 
-def _part(part: Any, at: str) -> str:
+def _other_text(part: Any, at: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "refusal":
         return str(part.get("refusal", ""))
@@ -85,10 +90,7 @@ def _part(part: Any, at: str) -> str:
         raise UnsupportedValue(
             f"{at}.type: {kind!r} is not supported by this model", param=f"{at}.type"
         )
-    if not isinstance(part.get("text"), str):
-        raise InvalidRequest(f"{at}.text: expected text", param=f"{at}.text")
-    text: str = part["text"]
-    return text
+    raise InvalidRequest(f"{at}.text: expected text", param=f"{at}.text")
 
 
 def _thoughts(item: dict[str, Any]) -> str:
