@@ -4,7 +4,7 @@ from typing import Any
 
 from gateway_http.openai import sampling_of
 from gateway_http.origin import Origin
-from gateway_http.parts import text_in
+from gateway_http.parts import texts_in
 from gateway_http.schema import ChatCompletionRequest
 from runtime.errors import InvalidRequest, UnsupportedValue
 from runtime.turns import Steps
@@ -88,9 +88,9 @@ def _check_message(place: int, message: dict[str, Any]) -> None:
     if content is None and role != "assistant":
         raise InvalidRequest(f"{at}.content: missing", param=f"{at}.content")
     if isinstance(content, list):
-        for number, part in enumerate(content):
-            if text_in(part, _TEXTS) is None:
-                _refuse_part(f"{at}.content[{number}]", part)
+        for number, text in enumerate(texts_in(content, _TEXTS)):
+            if text is None:
+                _refuse_part(f"{at}.content[{number}]", content[number])
     elif content is not None and not isinstance(content, str):
         raise InvalidRequest(
             f"{at}.content: expected text or a list of parts", param=f"{at}.content"

@@ -1,13 +1,15 @@
 """The parts that a message's content may be made of."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
-def text_in(part: Any, kinds: Collection[str]) -> str | None:
-    """The text of a part of one of these kinds; None of any other, or of one without."""
-    if isinstance(part, dict) and part.get("type") in kinds:
-        text = part.get("text")
-        if isinstance(text, str):
-            return text
-    return None
+def texts_in(parts: Sequence[Any], kinds: Collection[str]) -> list[str | None]:
+    """The text of each part of one of these kinds; None of any other, and of one without."""
+    # One call for all: there may be thousands.
+    return [
+        part["text"]
+        if type(part) is dict and part.get("type") in kinds and type(part.get("text")) is str
+        else None
+        for part in parts
+    ]

@@ -7,7 +7,7 @@ import msgspec
 
 from gateway_http.messages.bodies import MessagesRequest, Prompt
 from gateway_http.origin import Origin
-from gateway_http.parts import text_in
+from gateway_http.parts import texts_in
 from runtime.errors import InvalidRequest, UnsupportedValue
 from runtime.turns import Steps
 from wire.generate import GenerateRequest
@@ -113,10 +113,9 @@ def _add_message(messages: list[dict[str, Any]], place: int, message: dict[str, 
         )
     made: dict[str, Any] = {"role": role, "content": None}
     texts: list[str] = []
-    for number, block in enumerate(content):
-        text = text_in(block, _TEXTS)
+    for number, text in enumerate(texts_in(content, _TEXTS)):
         if text is None:
-            _add_block(messages, made, block, f"{at}.content[{number}]")
+            _add_block(messages, made, content[number], f"{at}.content[{number}]")
         else:
             texts.append(text)
     if texts:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gateway_http.parts import text_in
+from gateway_http.parts import texts_in
 from runtime.errors import InvalidRequest, UnsupportedValue
 from runtime.turns import Steps
 from wire.items import each_item
@@ -75,11 +75,10 @@ def _text(content: Any, at: str) -> str:
         return content
     if not isinstance(content, list):
         raise InvalidRequest(f"{at}: expected text or a list of parts", param=at)
-    texts = []
-    for place, part in enumerate(content):
-        text = text_in(part, _TEXTS)
-        texts.append(_other_text(part, f"{at}[{place}]") if text is None else text)
-    return "\n".join(texts)
+    return "\n".join(
+        _other_text(content[place], f"{at}[{place}]") if text is None else text
+        for place, text in enumerate(texts_in(content, _TEXTS))
+    )
 
 
 def _other_text(part: Any, at: str) -> str:
