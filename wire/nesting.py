@@ -21,7 +21,7 @@ def nesting_steps(value: Any, param: str) -> Steps[bool]:
     level: list[Any] = [value] if type(value) in _CONTAINERS else []
     for _ in range(MAX_NESTING):
         below: list[Any] = []
-        for number, outer in enumerate(level):
+        for number, outer in enumerate(level, seen):
             if number % _PART == _PART - 1:
                 yield
             inner = outer.values() if isinstance(outer, dict) else outer
