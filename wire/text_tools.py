@@ -62,7 +62,7 @@ def decode_tokenized(response: ModelInferResponse) -> Tokenized:
         raise Unsupported("tokenize: the server behind this gateway does not offer it")
     strings = tensors.get("token_strings")
     return Tokenized(
-        token_ids=tensors["output_ids"].values.ravel().tolist(),
+        token_ids=array("i", tensors["output_ids"].values.astype("<i4").tobytes()),
         context_length=context,
         token_strings=None
         if strings is None
