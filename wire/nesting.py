@@ -6,7 +6,7 @@ from runtime.errors import InvalidRequest
 from runtime.turns import Steps, at_once
 
 MAX_NESTING = 200
-_PART = 2048  # containers, 0.5 ms
+_PART = 1024  # containers, 0.3 ms, cold 1
 _CONTAINERS = frozenset({dict, list, tuple})
 
 
