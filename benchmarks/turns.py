@@ -8,6 +8,8 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -37,9 +39,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure and print."""
     table = Table("prompt, words", "API", *COLUMNS, "lost")
     flags = ["--no-kv-events"] if options.no_kv_events else []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "turns")
-        os.environ[FILE_VARIABLE] = str(file)
+    with turns_file() as file:
         for words in options.words:
             with (
                 load_client() as ask,
@@ -67,6 +67,15 @@ def _job(front: Process, kind: str, words: int, options: argparse.Namespace) -> 
         requests=options.requests,
         prompt_words=words,
     )
+
+
+@contextmanager
+def turns_file() -> Iterator[Path]:
+    """Have processes that run `turns_front` write to a file, as long as this lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "turns")
+        os.environ[FILE_VARIABLE] = str(file)
+        yield file
 
 
 def columns(file: Path, began_s: float) -> tuple[str, str, str]:

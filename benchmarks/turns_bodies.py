@@ -6,14 +6,11 @@ As `turns`; each kind of body has its own fleet. The ids are those of a text, ha
 import argparse
 import asyncio
 import itertools
-import os
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -22,8 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import MODEL, Process, fleet, gateway_before
-from benchmarks.turns import COLUMNS, WORKER, columns
-from benchmarks.turns_front import FILE_VARIABLE
+from benchmarks.turns import COLUMNS, WORKER, columns, turns_file
 from server.text.tokenizer import Tokenizer, load_tokenizer
 from worker.models import resolve_model
 
@@ -103,27 +99,19 @@ class Bodies:
         """A short one, with a thousand tools."""
         tools = []
         for number in range(1000):
-            text = {"type": "string", "description": self._text(4000)}
-            parameters = {"type": "object", "properties": {"first": text, "second": text}}
-            function = {
-                "name": f"f{number}",
-                "description": text["description"],
-                "parameters": parameters,
-            }
+            text = self._text(4000)
+            value = {"type": "string", "description": text}
+            parameters = {"type": "object", "properties": {"first": value, "second": value}}
+            function = {"name": f"f{number}", "description": text, "parameters": parameters}
             tools.append({"type": "function", "function": function})
-        return "/v1/chat/completions", {
-            "messages": self._messages(1001)[:1],
-            "tools": tools,
-            "tool_choice": "none",
-        }
+        return self._with_tools(tools)
 
     def chat_tool(self) -> _Body:
         """One tool with eight thousand properties."""
         text = {"type": "string", "description": self._text(16_000)}
         parameters = {"type": "object", "properties": {f"p{it}": text for it in range(8000)}}
         tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
-        messages = self._messages(1001)[:1]
-        return "/v1/chat/completions", {"messages": messages, "tools": tools, "tool_choice": "none"}
+        return self._with_tools(tools)
 
     def chat_parts(self) -> _Body:
         """One message of eight thousand parts."""
@@ -175,6 +163,10 @@ class Bodies:
         texts = (self._text(count) for _ in range(count))
         return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
+    def _with_tools(self, tools: list[dict[str, Any]]) -> _Body:
+        messages = self._messages(1001)[:1]
+        return "/v1/chat/completions", {"messages": messages, "tools": tools, "tool_choice": "none"}
+
     def _parts(self, kind: str) -> list[dict[str, Any]]:
         parts = [{"type": kind, "text": self._text(8000)} for _ in range(8000)]
         return [{"role": "user", "content": parts}]
@@ -183,12 +175,23 @@ class Bodies:
 KINDS = [name for name in vars(Bodies) if not name.startswith("_")]
 
 
+def make_bodies(options: argparse.Namespace) -> Bodies:
+    """Return bodies as long as the options say."""
+    model = resolve_model("smollm2", progress=lambda _: None)
+    return Bodies(load_tokenizer(model.path), options.tokens)
+
+
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how long requests are, and how many."""
+    parser.add_argument("--tokens", type=int, default=131_000, help="of a request, about")
+    parser.add_argument("--requests", type=int, default=20, help="of each kind")
+    parser.add_argument("--streams", type=int, default=1, help="requests at a time")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of: {', '.join(KINDS)}")
-    parser.add_argument("--tokens", type=int, default=131_000, help="of a body, about")
-    parser.add_argument("--requests", type=int, default=20, help="of each kind")
-    parser.add_argument("--streams", type=int, default=1, help="requests at a time")
+    add_load_arguments(parser)
     parser.add_argument("--gateway", action="store_true", help="of a gateway before the front door")
 
 
@@ -196,12 +199,9 @@ def run(options: argparse.Namespace) -> int:
     """Measure and print."""
     if unknown := set(options.kinds) - set(KINDS):
         raise SystemExit(f"no kind of body: {', '.join(sorted(unknown))}")
-    model = resolve_model("smollm2", progress=lambda _: None)
-    bodies = Bodies(load_tokenizer(model.path), options.tokens)
+    bodies = make_bodies(options)
     table = Table("body", *COLUMNS, "answers")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "turns")
-        os.environ[FILE_VARIABLE] = str(file)
+    with turns_file() as file:
         for kind in options.kinds or KINDS:
             made = [_encoded(getattr(bodies, kind)) for _ in range(options.requests)]
             with _measured(gateway=options.gateway) as process:

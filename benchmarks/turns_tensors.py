@@ -5,11 +5,8 @@ As `turns`; each form has its own fleet. The bodies are those of `turns-bodies`.
 
 import argparse
 import asyncio
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,15 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import MODEL, fleet
-from benchmarks.turns import COLUMNS, WORKER, columns
-from benchmarks.turns_bodies import Bodies
-from benchmarks.turns_front import FILE_VARIABLE
+from benchmarks.turns import COLUMNS, WORKER, columns, turns_file
+from benchmarks.turns_bodies import Bodies, add_load_arguments, make_bodies
 from runtime.grpc_client import RpcChannel
-from server.text.tokenizer import load_tokenizer
 from wire.inference_pb2 import ModelInferRequest
 from wire.pool import KSERVE, rpc_types
 from wire.tensors import add_input
-from worker.models import resolve_model
 
 _LIMIT_S = 120.0
 
@@ -56,19 +50,14 @@ FORMS: dict[str, Callable[[Bodies], ModelInferRequest]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--tokens", type=int, default=131_000, help="of a request, about")
-    parser.add_argument("--requests", type=int, default=20, help="of each form")
-    parser.add_argument("--streams", type=int, default=1, help="requests at a time")
+    add_load_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
-    model = resolve_model("smollm2", progress=lambda _: None)
-    bodies = Bodies(load_tokenizer(model.path), options.tokens)
+    bodies = make_bodies(options)
     table = Table("form", *COLUMNS, "answers")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "turns")
-        os.environ[FILE_VARIABLE] = str(file)
+    with turns_file() as file:
         for form, make in FORMS.items():
             made = [make(bodies) for _ in range(options.requests)]
             with fleet(worker=WORKER, front_module="benchmarks.turns_front") as (front, _):

@@ -7,12 +7,12 @@ import msgspec
 from starlette.requests import Request
 
 from gateway_http.config import GatewayConfig
-from gateway_http.intake import is_long, read_json_body
+from gateway_http.intake import read_json_body
 from gateway_http.openai import decode_json
 from gateway_http.token_lists import take_ids
 from runtime.errors import InvalidRequest
 from runtime.turns import in_turns, own_turn
-from wire.items import take_items
+from wire.items import is_long, take_items
 
 _Json = TypeVar("_Json", bound=msgspec.Struct)
 _Parsed = TypeVar("_Parsed")
@@ -20,15 +20,15 @@ _keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 async def read_body(
-    request: Request, config: GatewayConfig, kind: type[_Json], *lists: str
+    request: Request, config: GatewayConfig, kind: type[_Json], *long_fields: str
 ) -> _Json:
     """Read, parse and check it. Raises what read_json_body and decode_json do.
 
     Names that the struct does not have are ignored, or refused where the operator wants that.
-    `lists` are fields that may be long lists of objects or texts.
+    `long_fields` may be long: lists of objects or texts, or objects.
     """
     data = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
-    return await as_struct(data, config, kind, *lists)
+    return await as_struct(data, config, kind, *long_fields)
 
 
 async def read_with_ids(
@@ -53,9 +53,11 @@ async def parse_json(data: bytes, kind: type[_Parsed]) -> _Parsed:
         return decode_json(data, kind)
 
 
-async def as_struct(data: bytes, config: GatewayConfig, kind: type[_Json], *lists: str) -> _Json:
+async def as_struct(
+    data: bytes, config: GatewayConfig, kind: type[_Json], *long_fields: str
+) -> _Json:
     """Do the same with a body that has been read."""
-    data, taken = await in_turns(take_items(data, lists))
+    data, taken = await in_turns(take_items(data, long_fields))
     body = await parse_json(data, kind)
     if config.refuse_unknown_fields:
         _refuse_unknown(data, kind)

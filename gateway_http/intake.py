@@ -6,12 +6,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from runtime.errors import Cancelled, RequestTimeout, RequestTooLarge
-from wire.items import LONG_BYTES
-
-
-def is_long(data: bytes) -> bool:
-    """Whether parsing takes so long that it needs a turn of the loop for itself."""
-    return len(data) >= LONG_BYTES
 
 
 async def read_json_body(

@@ -29,7 +29,6 @@ from runtime.errors import (
     WorkerLost,
 )
 from runtime.rpc_client import RpcCaller, RpcStream
-from runtime.turns import own_turn
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest, OnText, Tokenized
@@ -122,9 +121,7 @@ class KServeBackend:
         Until the first delta a request that finds its server stopping is sent again: another one
         may answer at the same address.
         """
-        selection = OutputSelection(outputs=_outputs_of(request))
-        async with own_turn():
-            message = encode_text_request(request, selection)
+        message = encode_text_request(request, OutputSelection(outputs=_outputs_of(request)))
         stream: RpcStream
         delta: GenerateDelta
         with counted(self._limits, request.principal), self._asking():
@@ -142,8 +139,7 @@ class KServeBackend:
 
     async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
         """Encode a request's prompt."""
-        async with own_turn():
-            message = encode_tokenize(request, with_strings=with_strings)
+        message = encode_tokenize(request, with_strings=with_strings)
         return decode_tokenized(await self._describe("ModelInfer", message))
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:

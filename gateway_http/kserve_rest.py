@@ -15,7 +15,7 @@ from gateway_http.bodies import parse_json
 from gateway_http.config import GatewayConfig
 from gateway_http.endpoints import EndpointApp
 from gateway_http.generation import GenerationResponse, as_body, as_events
-from gateway_http.intake import is_long, read_json_body
+from gateway_http.intake import read_json_body
 from gateway_http.kserve_answers import (
     HEADER_LENGTH,
     GenerateAnswer,
@@ -32,6 +32,7 @@ from runtime.turns import Steps, in_turns
 from wire.cards import ModelCard
 from wire.generate import Backend, GenerateRequest
 from wire.inference_pb2 import ModelInferRequest
+from wire.items import is_long
 from wire.kserve_terms import check_version
 from wire.tensors import INTEGERS
 from wire.text_inputs import INPUT_IDS, STREAM, OutputSelection
@@ -144,7 +145,7 @@ def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) ->
         def make() -> ModelInferRequest:
             return infer_message(body, behind, name, asked, read_apart)
 
-        message = await _off_loop(make, b"" if read_apart else data)
+        message = await _made(make, off_loop=is_long(data) and not read_apart)
         it = await in_turns(_decoded(message, source))
         answer = InferAnswer(it.shown, it.selection, body.wants_binary)
         return GenerationResponse(backend, [it.run], as_body(answer, config))
@@ -158,7 +159,7 @@ def _add_inference(app: EndpointApp, backend: Backend, config: GatewayConfig) ->
             body = decode_json(data, dict[str, Any])
             return generate_message(body, name, asked, stream=stream, ids=ids)
 
-        message = await _off_loop(make, data)
+        message = await _made(make, off_loop=is_long(data))
         return await in_turns(_decoded(message, source, stream=stream))
 
     async def generate(request: Request, name: str, asked: str = "") -> Response:
@@ -188,9 +189,8 @@ class _Decoded(NamedTuple):
     selection: OutputSelection
 
 
-async def _off_loop(make: Callable[[], ModelInferRequest], data: bytes) -> ModelInferRequest:
-    """Make a message of a body; in a thread when that takes long."""
-    return await asyncio.to_thread(make) if is_long(data) else make()
+async def _made(make: Callable[[], ModelInferRequest], *, off_loop: bool) -> ModelInferRequest:
+    return await asyncio.to_thread(make) if off_loop else make()
 
 
 def _decoded(

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from gateway_http.intake import is_long
 from gateway_http.openai import decode_json
 from runtime.errors import InvalidRequest
 from runtime.turns import own_turn
+from wire.items import is_long
 from wire.sampling import TokenId
 
 _PART_BYTES = 32 * 1024  # some 5,000 ids, 0.3 ms
@@ -123,7 +123,12 @@ def _ids(part: bytes, field: str, before: int) -> list[int]:
 
 
 async def write_list(values: Sequence[Any], size: int = 4096) -> msgspec.Raw:
-    """Return the JSON of a list, made by parts of so many, one in each turn of the loop."""
+    """Return the JSON of a list, made by parts of so many, one in each turn of the loop.
+
+    What is one part takes no turn.
+    """
+    if len(values) <= size:
+        return msgspec.Raw(msgspec.json.encode(list(values)))
     parts = []
     for at in range(0, len(values), size):
         async with own_turn():

@@ -116,7 +116,7 @@ class InferCalls:
     async def _without_worker(self, message: Any, info: CallInfo) -> Any:
         try:
             if operation_of(message) == DETOKENIZE:
-                ids = decode_detokenize(message)
+                ids = await in_turns(decode_detokenize(message))
                 text = await self._plane.detokenize(message.model_name, ids)
                 return encode_detokenized(message, text)
             request, _ = await in_turns(read_request(message, info, streaming_rpc=False))

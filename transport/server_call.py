@@ -290,9 +290,7 @@ class UnaryCall(ServerCall):
     def _half_close(self) -> None:
         if self._request is None:
             raise InvalidRequest("a unary call takes one message, and none came")
-        data, self._request = self._request, b""
-        run = self._run_long(data) if len(data) >= _LONG_BYTES else self._run(self._parse(data))
-        self._task = asyncio.get_running_loop().create_task(run)
+        self._task = asyncio.get_running_loop().create_task(self._run())
         # Not from within: a task that is cancelled before its first step runs no `finally`.
         self._task.add_done_callback(self._returned)
 
@@ -310,19 +308,16 @@ class UnaryCall(ServerCall):
         if self._gone:
             super()._report()
 
-    async def _run_long(self, data: bytes) -> None:
+    async def _parsed(self) -> Any:
+        data, self._request = self._request or b"", b""
+        if len(data) < _LONG_BYTES:
+            return self._parse(data)
         async with own_turn():
-            try:
-                message = self._parse(data)
-            except Exception as error:  # noqa: BLE001 - as for a short one
-                self.fail_from_outside(shown_error(error, where=self.info.method))
-                return
-        del data
-        await self._run(message)
+            return self._parse(data)
 
-    async def _run(self, message: Any) -> None:
+    async def _run(self) -> None:
         try:
-            answer = await self._handler(message, self.info)
+            answer = await self._handler(await self._parsed(), self.info)
             if not self._over:
                 self._send(answer)
                 self._end(None)

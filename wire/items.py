@@ -14,10 +14,10 @@ from runtime.turns import Steps
 from wire.nesting import nesting_steps
 from wire.type_errors import type_error
 
-LONG_BYTES = 64 * 1024
-"""From there on JSON is read in a turn of its own, or by parts."""
+PART_ITEMS = 256
+"""How many messages, or what is like them, are gone through in one turn."""
+_LONG_BYTES = 64 * 1024
 _PART_BYTES = 32 * 1024  # 850 tiny messages, 0.2 ms; of schemas more
-_PART_ITEMS = 256
 _LEVELS = 8  # in which what is long is looked for: each level takes another look at all below it
 # Taking a list of numbers apart is no faster than reading it.
 _APART = re.compile(rb'\s*(\{|\[(?=\s*[\[{"]))')
@@ -34,6 +34,11 @@ _apart = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _NOT_VALID = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
+def is_long(json: bytes | str | msgspec.Raw) -> bool:
+    """Whether reading so much JSON needs a turn of the loop for itself, or parts."""
+    return len(json) >= _LONG_BYTES
+
+
 def take_items(data: bytes, names: Sequence[str]) -> Steps[tuple[bytes, dict[str, Any]]]:
     """Take long lists and objects out of a long object: it with little in their place, and they.
 
@@ -41,7 +46,7 @@ def take_items(data: bytes, names: Sequence[str]) -> Steps[tuple[bytes, dict[str
     What is short, not valid, or a list of anything but objects or texts stays as it is. Raises what
     read_items does.
     """
-    if not names or len(data) < LONG_BYTES:
+    if not names or not is_long(data):
         return data, {}
     yield
     taken: dict[str, Any] = {}
@@ -49,7 +54,7 @@ def take_items(data: bytes, names: Sequence[str]) -> Steps[tuple[bytes, dict[str
         fields = _fields(data)
         for name in names:
             text = bytes(fields.get(name, b""))
-            first = _APART.match(text) if len(text) >= LONG_BYTES else None
+            first = _APART.match(text) if is_long(text) else None
             if first is None:
                 continue
             if first[1] == b"{":
@@ -87,7 +92,7 @@ def read_items(text: bytes, param: str) -> Steps[list[Any] | None]:
 
 def _read(text: bytes, levels: int) -> Steps[Any]:
     """Decode JSON by parts. Raises what msgspec's decoder does."""
-    first = _APART.match(text) if levels and len(text) >= LONG_BYTES else None
+    first = _APART.match(text) if levels and is_long(text) else None
     if first is None:
         return msgspec.json.decode(text)
     if first[1] == b"{":
@@ -115,12 +120,15 @@ def _read_list(
 ) -> Steps[None]:
     """Add the items of a list to `items`. With a kind they are all of it."""
     decoder = _ANY if kind is None else _OF_KIND[kind]
+    if not is_long(text):
+        items += decoder.decode(text)
+        return
     yield
     apart = _apart(text)
     while len(items) < len(apart):
         yield
         next_one = apart[len(items)]
-        if len(next_one) >= LONG_BYTES and kind in (None, bytes(next_one)[:1]):
+        if is_long(next_one) and kind in (None, bytes(next_one)[:1]):
             items.append((yield from _read(bytes(next_one), levels - 1)))
         else:
             items += decoder.decode(_part(apart, len(items)))
@@ -130,7 +138,7 @@ def _part(apart: Sequence[msgspec.Raw], at: int) -> bytes:
     """The items from `at` on, as many as are decoded in one piece, as a list of their own."""
     end, size = at, 0
     while end < len(apart) and size < _PART_BYTES:
-        if end > at and len(apart[end]) >= LONG_BYTES:
+        if end > at and is_long(apart[end]):
             break
         size += len(apart[end])
         end += 1
@@ -146,16 +154,16 @@ def each_item(
     """
     if not items:
         return
-    if len(items) > _PART_ITEMS:
+    if len(items) > PART_ITEMS:
         yield
-    is_long = yield from nesting_steps(items, param)
+    many = yield from nesting_steps(items, param)
     if do is None:
         return
-    if is_long:
+    if many:
         yield
     for place, item in enumerate(items):
-        if place % _PART_ITEMS == _PART_ITEMS - 1:
+        if place % PART_ITEMS == PART_ITEMS - 1:
             yield
         do(place, item)
-    if is_long:
+    if many:
         yield

@@ -7,13 +7,13 @@ import msgspec
 from runtime.errors import InvalidRequest
 from runtime.turns import Steps
 from wire.generate import GenerateRequest
-from wire.items import LONG_BYTES, take_items
+from wire.items import is_long, take_items
 from wire.nesting import nesting_steps
 from wire.sampling_inputs import TEXT, decode_json, tensor_value
 from wire.tensors import Tensor
 from wire.type_errors import type_error
 
-MESSAGES = "messages"
+_MESSAGES = "messages"
 
 
 class _Chat(msgspec.Struct, forbid_unknown_fields=True):
@@ -24,7 +24,7 @@ class _Chat(msgspec.Struct, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-_LONG_FIELDS = (MESSAGES, "tools", "chat_template_kwargs")
+_LONG_FIELDS = (_MESSAGES, "tools", "chat_template_kwargs")
 
 
 def read_chat(tensor: Tensor) -> Steps[dict[str, Any]]:
@@ -32,17 +32,17 @@ def read_chat(tensor: Tensor) -> Steps[dict[str, Any]]:
 
     Raises InvalidRequest naming the field.
     """
-    if tensor.datatype == "BYTES" and any(len(it) >= LONG_BYTES for it in tensor.values.flat):
+    if tensor.datatype == "BYTES" and any(map(is_long, tensor.values.flat)):
         yield
     text = tensor_value(tensor, TEXT).encode()
     if text.lstrip().startswith(b"["):
         text = b'{"messages":%b}' % text
     text, taken = yield from take_items(text, _LONG_FIELDS)
     try:
-        chat = msgspec.convert(decode_json(MESSAGES, text), _Chat)
+        chat = msgspec.convert(decode_json(_MESSAGES, text), _Chat)
     except msgspec.ValidationError as error:
         wrong = type_error(str(error))
-        raise InvalidRequest(f"{MESSAGES}: {wrong.message}", param=MESSAGES) from None
+        raise InvalidRequest(f"{_MESSAGES}: {wrong.message}", param=_MESSAGES) from None
     fields = {name: getattr(chat, name) for name in _Chat.__struct_fields__} | taken
     for name, field in fields.items():
         yield from nesting_steps(field, name)

@@ -10,10 +10,11 @@ from array import array
 from collections.abc import Sequence
 
 from runtime.errors import InvalidRequest, Unsupported
+from runtime.turns import Steps
 from wire.generate import GenerateRequest, Tokenized
 from wire.inference_pb2 import ModelInferRequest, ModelInferResponse
 from wire.parameters import int_parameter, plain_parameter, set_parameter
-from wire.tensors import add_input, add_output, decode_inputs, decode_outputs
+from wire.tensors import add_input, add_output, decode_inputs_by_parts, decode_outputs
 from wire.text_request import OutputSelection, encode_text_request
 from wire.token_contract import read_token_ids
 
@@ -78,9 +79,9 @@ def encode_detokenize(model: str, token_ids: Sequence[int]) -> ModelInferRequest
     return message
 
 
-def decode_detokenize(message: ModelInferRequest) -> "array[int]":
+def decode_detokenize(message: ModelInferRequest) -> "Steps[array[int]]":
     """The ids in that request; raises InvalidRequest."""
-    tensors = decode_inputs(message)
+    tensors = yield from decode_inputs_by_parts(message)
     if "input_ids" not in tensors:
         raise InvalidRequest("input_ids: missing", param="input_ids")
     return read_token_ids(tensors["input_ids"])

@@ -17,7 +17,7 @@ from gateway_http.origin import origin_of
 from runtime.turns import in_turns
 from wire.generate import Backend
 
-_LISTS = ("messages", "tools")
+_LONG_FIELDS = ("messages", "tools")
 _EXAMPLE = {
     "model": "smollm2",
     "max_tokens": 64,
@@ -30,7 +30,7 @@ def add_messages(app: EndpointApp, backend: Backend, config: GatewayConfig) -> N
 
     async def create(request: Request) -> Response:
         origin = origin_of(request, "msg", config.request_timeout_s)
-        body = await read_body(request, config, MessagesRequest, *_LISTS)
+        body = await read_body(request, config, MessagesRequest, *_LONG_FIELDS)
         asked = await in_turns(messages_request(body, origin))
         writer = MessageWriter(asked.request_id, body.model)
         form = as_events(writer, config) if body.stream else as_body(writer, config)
@@ -38,7 +38,7 @@ def add_messages(app: EndpointApp, backend: Backend, config: GatewayConfig) -> N
 
     async def count(request: Request) -> Response:
         origin = origin_of(request, "msg", config.request_timeout_s, dry_run=True)
-        body = await read_body(request, config, Prompt, *_LISTS)
+        body = await read_body(request, config, Prompt, *_LONG_FIELDS)
         found = await backend.tokenize(await in_turns(prompt_request(body, origin)))
         answer = TokenCount(input_tokens=len(found.token_ids))
         return Response(msgspec.json.encode(answer), media_type="application/json")

@@ -28,12 +28,11 @@ from gateway_http.token_lists import write_list
 from runtime.errors import InvalidRequest
 from runtime.turns import in_turns
 from wire.generate import Backend
-from wire.items import each_item, read_items
+from wire.items import PART_ITEMS, each_item, read_items
 
 _PATH = "/v1/responses"
 _EXAMPLE = {"model": "smollm2", "input": "What is the capital of France?"}
-_LISTS = ("input", "tools")
-_PART_ITEMS = 256
+_LONG_FIELDS = ("input", "tools")
 _Items = list[dict[str, Any]]
 
 
@@ -47,30 +46,30 @@ def add_responses(app: EndpointApp, backend: Backend, config: GatewayConfig) -> 
 def _add_create(
     app: EndpointApp, backend: Backend, config: GatewayConfig, store: ResponseStore
 ) -> None:
-    async def conversation(body: Conversation, principal: str | None) -> tuple[bytes, _Items]:
-        """The items before this request's as JSON, and all with its own."""
-        own = input_items(body.input)
+    async def earlier(body: Conversation, principal: str | None) -> tuple[bytes, _Items]:
+        """The items before this request's, as JSON and read."""
         if body.previous_response_id is None:
-            return b"[]", own
+            return b"[]", []
         name = "previous_response_id"
         before = store.get(body.previous_response_id, principal, param=name).items
-        return before, [*(await in_turns(read_items(before, name)) or ()), *own]
+        return before, await in_turns(read_items(before, name)) or []
 
     async def create(request: Request) -> Response:
         origin = origin_of(request, "resp", config.request_timeout_s)
-        body = await read_body(request, config, ResponseRequest, *_LISTS)
-        before, items = await conversation(body, origin.principal)
-        asked = await in_turns(response_request(body, items, origin))
+        body = await read_body(request, config, ResponseRequest, *_LONG_FIELDS)
+        own = input_items(body.input)
+        before, items = await earlier(body, origin.principal)
+        asked = await in_turns(response_request(body, [*items, *own], origin))
         keeps = store.enabled and body.store is not False
-        own = bytes(await write_list(input_items(body.input), _PART_ITEMS)) if keeps else b"[]"
+        written = bytes(await write_list(own, PART_ITEMS)) if keeps else b""
 
         def keep(response: dict[str, Any]) -> None:
             if keeps:
                 stored = Stored(
                     principal=origin.principal,
                     response=msgspec.json.encode(response),
-                    input=own,
-                    items=_joined(before, own, msgspec.json.encode(response["output"])),
+                    input=written,
+                    items=_joined(before, written, msgspec.json.encode(response["output"])),
                 )
                 store.put(asked.request_id, stored)
 
@@ -82,9 +81,10 @@ def _add_create(
 
     async def count(request: Request) -> Response:
         origin = origin_of(request, "resp", config.request_timeout_s, dry_run=True)
-        body = await read_body(request, config, Conversation, *_LISTS)
-        _, items = await conversation(body, origin.principal)
-        asked = await in_turns(prompt_request(body, items, origin))
+        body = await read_body(request, config, Conversation, *_LONG_FIELDS)
+        own = input_items(body.input)
+        _, items = await earlier(body, origin.principal)
+        asked = await in_turns(prompt_request(body, [*items, *own], origin))
         found = await backend.tokenize(asked)
         return _json(InputTokens(input_tokens=len(found.token_ids)))
 
@@ -117,7 +117,7 @@ def _add_stored(app: EndpointApp, store: ResponseStore) -> None:
 
         await in_turns(each_item(own, "input", add))
         ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]}
-        data = await write_list(found, _PART_ITEMS)
+        data = await write_list(found, PART_ITEMS)
         return _json({"object": "list", "data": data, "has_more": False, **ends})
 
     async def cancel(request: Request, response_id: str) -> Response:

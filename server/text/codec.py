@@ -69,7 +69,8 @@ class TextCodec:
             return len(request.prompt) > _LONG_CHARACTERS
         if request.prompt_token_ids is not None:
             return request.echo and self.has_long_text(request.prompt_token_ids)
-        return _room((request.messages, request.tools), _LONG_CHARACTERS) < 0
+        rendered = request.messages, request.tools, request.chat_template_kwargs
+        return _room(rendered, _LONG_CHARACTERS) < 0
 
     def has_long_text(self, token_ids: Sequence[int]) -> bool:
         """Whether making their text takes so long that it should not run on the event loop."""

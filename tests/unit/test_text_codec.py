@@ -134,6 +134,7 @@ def test_only_long_texts_are_long(codec: TextCodec) -> None:
     short = [{"role": "user", "content": "short"}]
     described = [{"type": "function", "function": {"name": "f", "description": long}}]
     assert codec.is_long(request(messages=short, tools=described))
+    assert codec.is_long(request(messages=short, chat_template_kwargs={"documents": [long]}))
     assert not codec.is_long(request(messages=short))
     assert not codec.is_long(request(prompt="short"))
     assert not codec.is_long(request(prompt_token_ids=range(50_000)))

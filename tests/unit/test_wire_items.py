@@ -133,6 +133,7 @@ def test_what_is_not_valid_is_left_to_a_decoder_of_the_whole(data):
 def test_what_is_short_takes_no_turn():
     data = json.dumps({"messages": [MESSAGE]}).encode()
     assert turns(take_items(data, ["messages"])) == 0
+    assert turns(read_items(json.dumps([MESSAGE] * 9).encode(), "messages")) == 0
     assert turns(each_item([MESSAGE] * 9, "messages")) == 0
     assert turns(each_item(None, "messages")) == 0
 
