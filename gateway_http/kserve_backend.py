@@ -5,8 +5,9 @@ One ModelStreamInfer per request, so that cancelling a request is cancelling its
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -29,9 +30,11 @@ from runtime.errors import (
     WorkerLost,
 )
 from runtime.rpc_client import RpcCaller, RpcStream
+from runtime.turns import Steps, in_turns
 from wire import inference_pb2 as pb
 from wire.cards import ModelCard
 from wire.generate import GenerateDelta, GenerateRequest, OnText, Tokenized
+from wire.items import PART_ITEMS
 from wire.pool import KSERVE
 from wire.text_request import OutputSelection, encode_text_request
 from wire.text_response import decode_text_response
@@ -121,7 +124,9 @@ class KServeBackend:
         Until the first delta a request that finds its server stopping is sent again: another one
         may answer at the same address.
         """
-        message = encode_text_request(request, OutputSelection(outputs=_outputs_of(request)))
+        selection = OutputSelection(outputs=_outputs_of(request))
+        write = partial(encode_text_request, request, selection)
+        message = await in_turns(_written(request, write))
         stream: RpcStream
         delta: GenerateDelta
         with counted(self._limits, request.principal), self._asking():
@@ -139,7 +144,8 @@ class KServeBackend:
 
     async def tokenize(self, request: GenerateRequest, *, with_strings: bool = False) -> Tokenized:
         """Encode a request's prompt."""
-        message = encode_tokenize(request, with_strings=with_strings)
+        write = partial(encode_tokenize, request, with_strings=with_strings)
+        message = await in_turns(_written(request, write))
         return decode_tokenized(await self._describe("ModelInfer", message))
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
@@ -185,6 +191,15 @@ class KServeBackend:
                 raise
             log.error("the target refuses this gateway's key: %s", error.message)  # noqa: TRY400
             raise InternalError(INTERNAL_TEXT) from None
+
+
+def _written(
+    request: GenerateRequest, write: Callable[[], pb.ModelInferRequest]
+) -> Steps[pb.ModelInferRequest]:
+    """Write a request's message; that of a long conversation is a long piece."""
+    if len(request.messages or ()) > PART_ITEMS:
+        yield
+    return write()
 
 
 def _outputs_of(request: GenerateRequest) -> tuple[str, ...]:

@@ -75,7 +75,9 @@ def _add_create(
 
         top = asked.sampling.logprobs if wants_logprobs(body) else None
         created = int(datetime.now(UTC).timestamp())
-        writer = ResponseWriter(body, asked.request_id, created, keep, top=top)
+        # Thousands of items must not live as long as their answer: all would go in its last turn.
+        shown = msgspec.structs.replace(body, input=None)
+        writer = ResponseWriter(shown, asked.request_id, created, keep, top=top)
         form = as_events(writer, config) if body.stream else as_body(writer, config)
         return GenerationResponse(backend, [asked], form)
 
